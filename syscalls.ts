@@ -1,0 +1,602 @@
+/**
+ * The system calls that mounttree stands on, each as one small function named
+ * as the kernel names it, and the constants and structs that go with them.
+ *
+ * This is the only file that imports `bun:ffi`. A call that fails throws a
+ * {@link SyscallError}; a call that the running kernel does not know fails with
+ * `ENOSYS`, like every other failure. Nothing is loaded before the first call,
+ * so importing works on every platform.
+ *
+ * Symbols are looked up in `libc.so.6` and nowhere else: for a library that the
+ * loader does not find, Bun tries the name in the current directory, and musl's
+ * loader answers to the glibc name as well. What not every libc wraps goes
+ * through syscall(2) with its number.
+ */
+import { dlopen, type FFIFunction, type Library, type Pointer, read as peek } from "bun:ffi";
+
+/** A path: a string, the bytes of one (need not be UTF-8, no closing NUL), or a `file:` URL. */
+export type PathLike = string | Uint8Array | URL;
+
+// --- Constants (include/uapi/linux/*.h); the same on x86-64 and arm64 unless said.
+
+/** mount(2) flags. */
+export const MS = {
+  RDONLY: 1,
+  NOSUID: 2,
+  NODEV: 4,
+  NOEXEC: 8,
+  SYNCHRONOUS: 16,
+  REMOUNT: 32,
+  MANDLOCK: 64,
+  DIRSYNC: 128,
+  NOSYMFOLLOW: 256,
+  NOATIME: 1024,
+  NODIRATIME: 2048,
+  BIND: 4096,
+  MOVE: 8192,
+  REC: 16384,
+  SILENT: 32768,
+  UNBINDABLE: 0x20000,
+  PRIVATE: 0x40000,
+  SLAVE: 0x80000,
+  SHARED: 0x100000,
+  RELATIME: 0x200000,
+  I_VERSION: 0x800000,
+  STRICTATIME: 0x1000000,
+  LAZYTIME: 0x2000000,
+} as const;
+
+/** umount2(2) flags. */
+export const MNT = { FORCE: 1, DETACH: 2, EXPIRE: 4 } as const;
+export const UMOUNT = { NOFOLLOW: 8 } as const;
+
+/** Namespace flags of unshare(2) and setns(2). */
+export const CLONE = { FS: 0x200, NEWNS: 0x20000, NEWUSER: 0x10000000 } as const;
+
+/** Flags of the calls whose names end in "at". */
+export const AT = {
+  FDCWD: -100,
+  SYMLINK_NOFOLLOW: 0x100,
+  REMOVEDIR: 0x200,
+  NO_AUTOMOUNT: 0x800,
+  EMPTY_PATH: 0x1000,
+  STATX_DONT_SYNC: 0x4000,
+  RECURSIVE: 0x8000,
+} as const;
+
+/** open(2) flags. O_DIRECTORY and O_NOFOLLOW have other numbers on arm64. */
+export const O: Readonly<
+  Record<"RDONLY" | "WRONLY" | "CREAT" | "EXCL" | "NONBLOCK" | "DIRECTORY" | "NOFOLLOW" | "CLOEXEC" | "PATH", number>
+> = {
+  RDONLY: 0,
+  WRONLY: 1,
+  CREAT: 0o100,
+  EXCL: 0o200,
+  NONBLOCK: 0o4000,
+  DIRECTORY: process.arch === "arm64" ? 0o40000 : 0o200000,
+  NOFOLLOW: process.arch === "arm64" ? 0o100000 : 0o400000,
+  CLOEXEC: 0o2000000,
+  PATH: 0o10000000,
+};
+
+/** openat2(2) resolve flags. */
+export const RESOLVE = { NO_XDEV: 1, NO_MAGICLINKS: 2, NO_SYMLINKS: 4, BENEATH: 8, IN_ROOT: 16 } as const;
+
+/** statx(2) masks and attributes. */
+export const STATX = { BASIC_STATS: 0x7ff, MNT_ID: 0x1000, MNT_ID_UNIQUE: 0x4000 } as const;
+export const STATX_ATTR = { MOUNT_ROOT: 0x2000 } as const;
+
+/** statmount(2) masks. */
+export const STATMOUNT = { MNT_BASIC: 2 } as const;
+
+export const OPEN_TREE = { CLONE: 1, CLOEXEC: 0o2000000 } as const;
+export const MOVE_MOUNT = { F_EMPTY_PATH: 4, T_EMPTY_PATH: 0x40 } as const;
+export const FSOPEN = { CLOEXEC: 1 } as const;
+export const FSCONFIG = { SET_FLAG: 0, SET_STRING: 1, CMD_CREATE: 6 } as const;
+export const FSMOUNT = { CLOEXEC: 1 } as const;
+
+/** Attributes of fsmount(2) and mount_setattr(2). */
+export const MOUNT_ATTR = { RDONLY: 1, NOSUID: 2, NODEV: 4, NOEXEC: 8 } as const;
+
+export const KCMP = { FS: 3 } as const;
+export const CAP = { SYS_CHROOT: 18, SYS_ADMIN: 21 } as const;
+export const CLOSE_RANGE = { CLOEXEC: 4 } as const;
+export const PROC_SUPER_MAGIC = 0x9fa0;
+
+// --- Errors
+
+/**
+ * A system call that failed. It looks like the system errors of `node:fs`.
+ *
+ * `message` is, for example, `EPERM: operation not permitted, pivot_root '/new' -> '/new/.old'`.
+ */
+export class SyscallError extends Error {
+  override readonly name = "SyscallError";
+  /** The error's name, `"EPERM"`. */
+  readonly code: string;
+  /** The error's number, negative as in Node. */
+  readonly errno: number;
+  /** The call's name, `"pivot_root"`. */
+  readonly syscall: string;
+  /** The path that the call was given, if any. */
+  declare readonly path?: string;
+  /** The second path, if any. */
+  declare readonly dest?: string;
+
+  /**
+   * @param syscall The call's name.
+   * @param errno The error's number as in errno(3), positive.
+   * @param path What the call was done to, for the message.
+   * @param dest Its second path.
+   */
+  constructor(syscall: string, errno: number, path?: string, dest?: string) {
+    const [code, description] = nameOf(errno);
+    const where = path === undefined ? "" : ` '${path}'${dest === undefined ? "" : ` -> '${dest}'`}`;
+    super(`${code}: ${description}, ${syscall}${where}`);
+    this.code = code;
+    this.errno = -errno;
+    this.syscall = syscall;
+    if (path !== undefined) this.path = path;
+    if (dest !== undefined) this.dest = dest;
+  }
+}
+
+/** What mount(2) and its kin return and libuv, whose table Node and Bun use, has no name for. */
+const namesBesides = new Map<number, [code: string, description: string]>([
+  [15, ["ENOTBLK", "block device required"]],
+  [61, ["ENODATA", "no data available"]],
+  [76, ["ENOTUNIQ", "name not unique on network"]],
+  [116, ["ESTALE", "stale file handle"]],
+  [117, ["EUCLEAN", "structure needs cleaning"]],
+  [122, ["EDQUOT", "disk quota exceeded"]],
+  [123, ["ENOMEDIUM", "no medium found"]],
+  [124, ["EMEDIUMTYPE", "wrong medium type"]],
+]);
+
+function nameOf(errno: number): [code: string, description: string] {
+  // Not imported at the top: node:util would cost every start of the command a fifth of its time.
+  const known = process.getBuiltinModule("node:util").getSystemErrorMap().get(-errno);
+  return known ?? namesBesides.get(errno) ?? [`E${errno}`, `unknown error ${errno}`];
+}
+
+type ArgumentErrorCode =
+  | "ERR_INVALID_ARG_TYPE"
+  | "ERR_INVALID_ARG_VALUE"
+  | "ERR_OUT_OF_RANGE"
+  | "ERR_WORKER_UNSUPPORTED_OPERATION";
+
+/** A `TypeError` that carries one of Node's `ERR_*` codes. */
+export function argumentError(code: ArgumentErrorCode, message: string): TypeError & { code: string } {
+  return Object.assign(new TypeError(message), { code });
+}
+
+/**
+ * Checks a path and gives it the form in which it goes to the kernel.
+ *
+ * @param path The path; an empty one is left for the kernel to refuse.
+ * @param name What the error calls it. Default `"path"`.
+ * @returns A string without NUL, or bytes with one NUL at their end.
+ * @throws TypeError `ERR_INVALID_ARG_TYPE`, `ERR_INVALID_ARG_VALUE` (a NUL inside, or half of a
+ *   surrogate pair, which no file name can hold), `ERR_INVALID_URL_SCHEME`.
+ */
+export function toPath(path: PathLike, name = "path"): string | Uint8Array {
+  if (typeof path === "string") {
+    if (path.includes("\0")) throw argumentError("ERR_INVALID_ARG_VALUE", `${name} must not hold a NUL`);
+    if (!path.isWellFormed()) throw argumentError("ERR_INVALID_ARG_VALUE", `${name} is not well-formed UTF-16`);
+    return path;
+  }
+  if (path instanceof URL) return toPath(Bun.fileURLToPath(path), name);
+  if (path instanceof Uint8Array) {
+    if (path.includes(0)) throw argumentError("ERR_INVALID_ARG_VALUE", `${name} must not hold a NUL`);
+    const terminated = new Uint8Array(path.length + 1);
+    terminated.set(path);
+    return terminated;
+  }
+  throw argumentError("ERR_INVALID_ARG_TYPE", `${name} must be a string, a Uint8Array or a file: URL`);
+}
+
+/** The path as text, for messages; bytes that are not UTF-8 become U+FFFD. */
+export function pathText(path: PathLike): string {
+  if (typeof path === "string") return path;
+  return path instanceof URL ? Bun.fileURLToPath(path) : new TextDecoder().decode(path);
+}
+
+// --- Binding
+
+/** What every libc wraps, with its C arguments; all of these return -1 on failure. */
+const wrapped = {
+  capget: { args: ["ptr", "ptr"], returns: "i32" },
+  chdir: { args: ["cstring"], returns: "i32" },
+  chroot: { args: ["cstring"], returns: "i32" },
+  close: { args: ["i32"], returns: "i32" },
+  execvp: { args: ["cstring", "ptr"], returns: "i32" },
+  fchdir: { args: ["i32"], returns: "i32" },
+  fcntl: { args: ["i32", "i32", "i32"], returns: "i32" },
+  fstatfs: { args: ["i32", "ptr"], returns: "i32" },
+  mkdirat: { args: ["i32", "cstring", "u32"], returns: "i32" },
+  mount: { args: ["cstring", "cstring", "cstring", "u64", "cstring"], returns: "i32" },
+  openat: { args: ["i32", "cstring", "i32", "u32"], returns: "i32" },
+  prlimit: { args: ["i32", "i32", "ptr", "ptr"], returns: "i32" },
+  read: { args: ["i32", "ptr", "u64"], returns: "i32" },
+  readlinkat: { args: ["i32", "cstring", "ptr", "u64"], returns: "i32" },
+  setns: { args: ["i32", "i32"], returns: "i32" },
+  signal: { args: ["i32", "ptr"], returns: "ptr" },
+  symlinkat: { args: ["cstring", "i32", "cstring"], returns: "i32" },
+  umount2: { args: ["cstring", "i32"], returns: "i32" },
+  unlinkat: { args: ["i32", "cstring", "i32"], returns: "i32" },
+  unshare: { args: ["i32"], returns: "i32" },
+  waitid: { args: ["i32", "i32", "ptr", "i32"], returns: "i32" },
+  write: { args: ["i32", "ptr", "u64"], returns: "i32" },
+} as const satisfies Record<string, FFIFunction>;
+
+/** What goes through syscall(2): its C arguments, the first of them the number. */
+const numbered = {
+  close_range: { args: ["i64", "u32", "u32", "u32"], returns: "i32" },
+  fsconfig: { args: ["i64", "i32", "u32", "cstring", "cstring", "i32"], returns: "i32" },
+  fsmount: { args: ["i64", "i32", "u32", "u32"], returns: "i32" },
+  fsopen: { args: ["i64", "cstring", "u32"], returns: "i32" },
+  getdents64: { args: ["i64", "i32", "ptr", "u32"], returns: "i32" },
+  kcmp: { args: ["i64", "i32", "i32", "i32", "u64", "u64"], returns: "i32" },
+  mount_setattr: { args: ["i64", "i32", "cstring", "u32", "ptr", "u64"], returns: "i32" },
+  move_mount: { args: ["i64", "i32", "cstring", "i32", "cstring", "u32"], returns: "i32" },
+  open_tree: { args: ["i64", "i32", "cstring", "u32"], returns: "i32" },
+  openat2: { args: ["i64", "i32", "cstring", "ptr", "u64"], returns: "i32" },
+  pivot_root: { args: ["i64", "cstring", "cstring"], returns: "i32" },
+  statmount: { args: ["i64", "ptr", "ptr", "u64", "u32"], returns: "i32" },
+  statx: { args: ["i64", "i32", "cstring", "i32", "u32", "ptr"], returns: "i32" },
+} as const satisfies Record<string, FFIFunction>;
+
+/** System call numbers; from 424 on they are the same everywhere. */
+const NR = {
+  close_range: 436,
+  fsconfig: 431,
+  fsmount: 432,
+  fsopen: 430,
+  getdents64: process.arch === "arm64" ? 61 : 217,
+  kcmp: process.arch === "arm64" ? 272 : 312,
+  mount_setattr: 442,
+  move_mount: 429,
+  open_tree: 428,
+  openat2: 437,
+  pivot_root: process.arch === "arm64" ? 41 : 155,
+  statmount: 457,
+  statx: process.arch === "arm64" ? 291 : 332,
+} as const satisfies Record<keyof typeof numbered, number>;
+
+type Libc = Library<typeof wrapped>["symbols"];
+type Numbered = Library<typeof numbered>["symbols"];
+
+const boundLibc: Partial<Record<string, unknown>> = {};
+const boundNumbered: Partial<Record<string, unknown>> = {};
+let errnoLocation: (() => Pointer | bigint | null) | undefined;
+
+function libc<K extends keyof Libc>(name: K): Libc[K] {
+  return (boundLibc[name] ??= bind(name, wrapped[name])) as Libc[K];
+}
+
+function numberedCall<K extends keyof Numbered>(name: K): Numbered[K] {
+  return (boundNumbered[name] ??= bind("syscall", numbered[name])) as Numbered[K];
+}
+
+function bind(symbol: string, definition: FFIFunction): unknown {
+  if (process.platform !== "linux" || (process.arch !== "x64" && process.arch !== "arm64")) {
+    const message = `mounttree needs Linux on x86-64 or arm64; this is ${process.platform} on ${process.arch}`;
+    throw Object.assign(new Error(message), { code: "ERR_UNSUPPORTED_PLATFORM" });
+  }
+  // Before the first call, not after the first failure: binding would change errno.
+  errnoLocation ??= dlopen("libc.so.6", { __errno_location: { args: [], returns: "ptr" } }).symbols.__errno_location;
+  return dlopen("libc.so.6", { [symbol]: definition }).symbols[symbol];
+}
+
+/** Reads this thread's errno, which has to happen before anything else is called. */
+function lastErrno(): number {
+  return peek.i32(errnoLocation?.() as Pointer, 0);
+}
+
+function fail(syscall: string, path?: PathLike | null, dest?: PathLike | null): never {
+  const errno = lastErrno();
+  throw new SyscallError(syscall, errno, path == null ? undefined : pathText(path), dest == null ? undefined : pathText(dest));
+}
+
+// --- Structs: written and read here and nowhere else, little-endian.
+
+/** Longer than 1,000 bytes, so that it never moves; ptr(2)-like addresses into it stay true. */
+let memory: { bytes: Uint8Array; view: DataView } | undefined;
+function scratch(): { bytes: Uint8Array; view: DataView } {
+  if (memory === undefined) {
+    const buffer = new ArrayBuffer(65536);
+    memory = { bytes: new Uint8Array(buffer), view: new DataView(buffer) };
+  }
+  return memory;
+}
+
+// --- Files and directories
+
+/** open(2), through openat(2). Returns the descriptor. */
+export function open(path: PathLike, flags: number, mode = 0): number {
+  return openat(AT.FDCWD, path, flags, mode);
+}
+
+/** openat(2). Returns the descriptor. */
+export function openat(dirfd: number, path: PathLike, flags: number, mode = 0): number {
+  const fd = libc("openat")(dirfd, toPath(path), flags, mode);
+  return fd === -1 ? fail("openat", path) : fd;
+}
+
+/** openat2(2), Linux 5.6. Returns the descriptor. */
+export function openat2(dirfd: number, path: PathLike, how: { flags: number; mode?: number; resolve: number }): number {
+  const name = toPath(path);
+  const { bytes, view } = scratch();
+  view.setBigUint64(0, BigInt(how.flags), true);
+  view.setBigUint64(8, BigInt(how.mode ?? 0), true);
+  view.setBigUint64(16, BigInt(how.resolve), true);
+  const fd = numberedCall("openat2")(NR.openat2, dirfd, name, bytes, 24);
+  return fd === -1 ? fail("openat2", path) : fd;
+}
+
+/** close(2). The descriptor is gone even when this throws. */
+export function close(fd: number): void {
+  if (libc("close")(fd) === -1) fail("close");
+}
+
+/** read(2) into `into`. Returns the number of bytes, 0 at the end. */
+export function read(fd: number, into: Uint8Array): number {
+  const count = libc("read")(fd, into, into.length);
+  return count === -1 ? fail("read") : count;
+}
+
+/** write(2). Returns the number of bytes that were taken. */
+export function write(fd: number, bytes: Uint8Array): number {
+  const count = libc("write")(fd, bytes, bytes.length);
+  return count === -1 ? fail("write") : count;
+}
+
+/** Reads a whole file, of a size not known before (as everything in proc(5)). */
+export function readFile(path: PathLike, dirfd: number = AT.FDCWD): Uint8Array {
+  const fd = openat(dirfd, path, O.RDONLY | O.CLOEXEC);
+  try {
+    let bytes = new Uint8Array(65536);
+    let length = 0;
+    for (;;) {
+      const count = read(fd, length === 0 ? bytes : bytes.subarray(length));
+      if (count === 0) return bytes.subarray(0, length);
+      length += count;
+      if (length === bytes.length) {
+        const larger = new Uint8Array(length * 2);
+        larger.set(bytes);
+        bytes = larger;
+      }
+    }
+  } finally {
+    close(fd);
+  }
+}
+
+/** readlinkat(2): the link's bytes. */
+export function readlinkat(dirfd: number, path: PathLike): Uint8Array {
+  const name = toPath(path);
+  const { bytes } = scratch();
+  const length = libc("readlinkat")(dirfd, name, bytes, 8192);
+  return length === -1 ? fail("readlinkat", path) : bytes.slice(0, length);
+}
+
+/** mkdirat(2). */
+export function mkdirat(dirfd: number, path: PathLike, mode: number): void {
+  if (libc("mkdirat")(dirfd, toPath(path), mode) === -1) fail("mkdirat", path);
+}
+
+/** symlinkat(2). */
+export function symlinkat(target: PathLike, dirfd: number, path: PathLike): void {
+  if (libc("symlinkat")(toPath(target, "target"), dirfd, toPath(path)) === -1) fail("symlinkat", target, path);
+}
+
+/** unlinkat(2); `AT.REMOVEDIR` makes it rmdir(2). */
+export function unlinkat(dirfd: number, path: PathLike, flags: number): void {
+  if (libc("unlinkat")(dirfd, toPath(path), flags) === -1) fail("unlinkat", path);
+}
+
+/** getdents64(2) until the end: the names in a directory, `.` and `..` left out. The descriptor must be at its start. */
+export function readDirectory(fd: number): string[] {
+  const { bytes, view } = scratch();
+  const names: string[] = [];
+  const decoder = new TextDecoder();
+  for (;;) {
+    const length = numberedCall("getdents64")(NR.getdents64, fd, bytes, 32768);
+    if (length === -1) fail("getdents64");
+    if (length === 0) return names;
+    for (let at = 0; at < length; at += view.getUint16(at + 16, true)) {
+      const start = at + 19;
+      const name = decoder.decode(bytes.subarray(start, bytes.indexOf(0, start)));
+      if (name !== "." && name !== "..") names.push(name);
+    }
+  }
+}
+
+/** What {@link statx} reads. */
+export interface Statx {
+  /** The fields that the kernel filled in. */
+  mask: number;
+  /** File type and permissions, as in inode(7). */
+  mode: number;
+  ino: bigint;
+  /** The device's numbers as one: major in the upper 32 bits. */
+  dev: bigint;
+  /** The mount's ID: unique over time if `mask` has `STATX.MNT_ID_UNIQUE` (Linux 6.8), reused at once if `STATX.MNT_ID` (5.8), 0 if neither. */
+  mountId: bigint;
+  /** Whether the file is the root of a mount; undefined where the kernel does not say (before 5.8). */
+  mountRoot: boolean | undefined;
+}
+
+/** statx(2), Linux 4.11. */
+export function statx(dirfd: number, path: PathLike, flags: number, mask: number): Statx {
+  const name = toPath(path);
+  const { bytes, view } = scratch();
+  if (numberedCall("statx")(NR.statx, dirfd, name, flags, mask, bytes) === -1) fail("statx", path);
+  const attributes = view.getUint32(8, true);
+  const known = view.getUint32(56, true);
+  return {
+    mask: view.getUint32(0, true),
+    mode: view.getUint16(28, true),
+    ino: view.getBigUint64(32, true),
+    dev: (BigInt(view.getUint32(136, true)) << 32n) | BigInt(view.getUint32(140, true)),
+    mountId: view.getBigUint64(144, true),
+    mountRoot: known & STATX_ATTR.MOUNT_ROOT ? (attributes & STATX_ATTR.MOUNT_ROOT) !== 0 : undefined,
+  };
+}
+
+/** fstatfs(2): the file system's magic number and its mount's flags, which have the values of {@link MS} (relatime's is 4096 there). */
+export function fstatfs(fd: number): { type: number; flags: number } {
+  const { bytes, view } = scratch();
+  if (libc("fstatfs")(fd, bytes) === -1) fail("fstatfs");
+  return { type: view.getUint32(0, true), flags: view.getUint32(80, true) };
+}
+
+// --- Mounts
+
+/** mount(2). */
+export function mount(
+  source: PathLike | null,
+  target: PathLike,
+  fsType: string | null,
+  flags: number,
+  data: string | null,
+): void {
+  const from = source === null ? null : toPath(source, "source");
+  const type = fsType === null ? null : toPath(fsType, "fsType");
+  const options = data === null ? null : toPath(data, "data");
+  if (libc("mount")(from, toPath(target, "target"), type, flags, options) === -1) fail("mount", source, target);
+}
+
+/** umount2(2). */
+export function umount2(target: PathLike, flags: number): void {
+  if (libc("umount2")(toPath(target, "target"), flags) === -1) fail("umount2", target);
+}
+
+/** pivot_root(2). */
+export function pivot_root(newRoot: PathLike, putOld: PathLike): void {
+  const result = numberedCall("pivot_root")(NR.pivot_root, toPath(newRoot, "newRoot"), toPath(putOld, "putOld"));
+  if (result === -1) fail("pivot_root", newRoot, putOld);
+}
+
+/** open_tree(2), Linux 5.2. Returns the tree's descriptor. */
+export function open_tree(dirfd: number, path: PathLike, flags: number): number {
+  const fd = numberedCall("open_tree")(NR.open_tree, dirfd, toPath(path), flags);
+  return fd === -1 ? fail("open_tree", path) : fd;
+}
+
+/** move_mount(2), Linux 5.2. */
+export function move_mount(fromFd: number, from: PathLike, toFd: number, to: PathLike, flags: number): void {
+  const result = numberedCall("move_mount")(NR.move_mount, fromFd, toPath(from, "from"), toFd, toPath(to, "to"), flags);
+  if (result === -1) fail("move_mount", from, to);
+}
+
+/** mount_setattr(2), Linux 5.12. `propagation` is one of the propagation types of {@link MS}. */
+export function mount_setattr(
+  dirfd: number,
+  path: PathLike,
+  flags: number,
+  attributes: { set?: number; clear?: number; propagation?: number },
+): void {
+  const name = toPath(path);
+  const { bytes, view } = scratch();
+  view.setBigUint64(0, BigInt(attributes.set ?? 0), true);
+  view.setBigUint64(8, BigInt(attributes.clear ?? 0), true);
+  view.setBigUint64(16, BigInt(attributes.propagation ?? 0), true);
+  view.setBigUint64(24, 0n, true);
+  if (numberedCall("mount_setattr")(NR.mount_setattr, dirfd, name, flags, bytes, 32) === -1) fail("mount_setattr", path);
+}
+
+/** fsopen(2), Linux 5.2. Returns the file system context's descriptor. */
+export function fsopen(fsType: string, flags: number): number {
+  const fd = numberedCall("fsopen")(NR.fsopen, toPath(fsType, "fsType"), flags);
+  return fd === -1 ? fail("fsopen", fsType) : fd;
+}
+
+/** fsconfig(2), Linux 5.2. */
+export function fsconfig(fd: number, command: number, key: string | null, value: string | null): void {
+  if (numberedCall("fsconfig")(NR.fsconfig, fd, command, key, value, 0) === -1) fail("fsconfig", key, value);
+}
+
+/** fsmount(2), Linux 5.2. Returns the mount's descriptor; it is attached nowhere. */
+export function fsmount(fd: number, flags: number, attributes: number): number {
+  const mountFd = numberedCall("fsmount")(NR.fsmount, fd, flags, attributes);
+  return mountFd === -1 ? fail("fsmount") : mountFd;
+}
+
+/** What {@link statmount} reads. IDs are unique over time, as in STATX_MNT_ID_UNIQUE. */
+export interface Statmount {
+  id: bigint;
+  /** A mount that is its own parent is the absolute root of its namespace. */
+  parentId: bigint;
+  /** The propagation type, one of {@link MS}. */
+  propagation: number;
+}
+
+/** statmount(2), Linux 6.8. ENOENT: no such mount in this process's mount namespace. */
+export function statmount(id: bigint): Statmount {
+  const { bytes, view } = scratch();
+  view.setUint32(0, 24, true);
+  view.setUint32(4, 0, true);
+  view.setBigUint64(8, id, true);
+  view.setBigUint64(16, BigInt(STATMOUNT.MNT_BASIC), true);
+  const answer = bytes.subarray(1024, 2048);
+  if (numberedCall("statmount")(NR.statmount, bytes, answer, answer.length, 0) === -1) fail("statmount");
+  return {
+    id: view.getBigUint64(1024 + 40, true),
+    parentId: view.getBigUint64(1024 + 48, true),
+    propagation: view.getUint32(1024 + 72, true),
+  };
+}
+
+// --- Processes
+
+/** chdir(2). `process.cwd()` does not notice; use `process.chdir` where it should. */
+export function chdir(path: PathLike): void {
+  if (libc("chdir")(toPath(path)) === -1) fail("chdir", path);
+}
+
+/** fchdir(2). */
+export function fchdir(fd: number): void {
+  if (libc("fchdir")(fd) === -1) fail("fchdir");
+}
+
+/** chroot(2). */
+export function chroot(path: PathLike): void {
+  if (libc("chroot")(toPath(path)) === -1) fail("chroot", path);
+}
+
+/** unshare(2). It moves the calling thread and no other. */
+export function unshare(flags: number): void {
+  if (libc("unshare")(flags) === -1) fail("unshare");
+}
+
+/** setns(2). */
+export function setns(fd: number, type: number): void {
+  if (libc("setns")(fd, type) === -1) fail("setns");
+}
+
+/** kcmp(2) with KCMP_FS: whether two tasks share root, working directory and umask. Numbers are those of this process's PID namespace. */
+export function sharesFs(pid1: number, pid2: number): boolean {
+  const result = numberedCall("kcmp")(NR.kcmp, pid1, pid2, KCMP.FS, 0, 0);
+  return result === -1 ? fail("kcmp") : result === 0;
+}
+
+/** capget(2): the effective capabilities of this thread, bit N for capability N. */
+export function effectiveCapabilities(): bigint {
+  const { bytes, view } = scratch();
+  view.setUint32(0, 0x20080522, true); // _LINUX_CAPABILITY_VERSION_3
+  view.setInt32(4, 0, true);
+  if (libc("capget")(bytes, bytes.subarray(64, 128)) === -1) fail("capget");
+  return BigInt(view.getUint32(64, true)) | (BigInt(view.getUint32(76, true)) << 32n);
+}
+
+/** waitid(2), nothing waited for: whether this process has children, zombies included. */
+export function hasChildren(): boolean {
+  const WNOHANG = 1;
+  const WEXITED = 4;
+  const WNOWAIT = 0x1000000;
+  const __WALL = 0x40000000;
+  if (libc("waitid")(0, 0, scratch().bytes, WEXITED | WNOHANG | WNOWAIT | __WALL) !== -1) return true;
+  const ECHILD = 10;
+  return lastErrno() === ECHILD ? false : fail("waitid");
+}
