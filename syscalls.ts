@@ -88,6 +88,8 @@ export const STATX_ATTR = { MOUNT_ROOT: 0x2000 } as const;
 
 /** statmount(2) masks. */
 export const STATMOUNT = { MNT_BASIC: 2 } as const;
+/** Stands for the process's root in listmount(2). */
+export const LSMT_ROOT = 0xffff_ffff_ffff_ffffn;
 
 export const OPEN_TREE = { CLONE: 1, CLOEXEC: 0o2000000 } as const;
 export const MOVE_MOUNT = { F_EMPTY_PATH: 4, T_EMPTY_PATH: 0x40 } as const;
@@ -236,6 +238,7 @@ const numbered = {
   fsmount: { args: ["i64", "i32", "u32", "u32"], returns: "i32" },
   fsopen: { args: ["i64", "cstring", "u32"], returns: "i32" },
   getdents64: { args: ["i64", "i32", "ptr", "u32"], returns: "i32" },
+  listmount: { args: ["i64", "ptr", "ptr", "u64", "u32"], returns: "i32" },
   kcmp: { args: ["i64", "i32", "i32", "i32", "u64", "u64"], returns: "i32" },
   mount_setattr: { args: ["i64", "i32", "cstring", "u32", "ptr", "u64"], returns: "i32" },
   move_mount: { args: ["i64", "i32", "cstring", "i32", "cstring", "u32"], returns: "i32" },
@@ -254,6 +257,7 @@ const NR = {
   fsopen: 430,
   getdents64: process.arch === "arm64" ? 61 : 217,
   kcmp: process.arch === "arm64" ? 272 : 312,
+  listmount: 458,
   mount_setattr: 442,
   move_mount: 429,
   open_tree: 428,
@@ -300,13 +304,22 @@ function fail(syscall: string, path?: PathLike | null, dest?: PathLike | null): 
 
 // --- Structs: written and read here and nowhere else, little-endian.
 
-/** Longer than 1,000 bytes, so that it never moves; ptr(2)-like addresses into it stay true. */
-let memory: { bytes: Uint8Array; view: DataView } | undefined;
-function scratch(): { bytes: Uint8Array; view: DataView } {
-  if (memory === undefined) {
-    const buffer = new ArrayBuffer(65536);
-    memory = { bytes: new Uint8Array(buffer), view: new DataView(buffer) };
-  }
+interface Scratch {
+  /** What goes to the kernel, or comes from it. */
+  readonly bytes: Uint8Array;
+  /** What comes from it when something went to it as well: the half of the buffer from `ANSWER` on. */
+  readonly answer: Uint8Array;
+  readonly view: DataView;
+}
+
+const ANSWER = 32768;
+
+/** One buffer for all: calls do not overlap. It is long enough that Bun never moves it. */
+let memory: Scratch | undefined;
+function scratch(): Scratch {
+  if (memory !== undefined) return memory;
+  const buffer = new ArrayBuffer(2 * ANSWER);
+  memory = { bytes: new Uint8Array(buffer), answer: new Uint8Array(buffer, ANSWER), view: new DataView(buffer) };
   return memory;
 }
 
@@ -432,6 +445,10 @@ export function statx(dirfd: number, path: PathLike, flags: number, mask: number
   const name = toPath(path);
   const { bytes, view } = scratch();
   if (numberedCall("statx")(NR.statx, dirfd, name, flags, mask, bytes) === -1) fail("statx", path);
+  return statxFrom(view);
+}
+
+function statxFrom(view: DataView): Statx {
   const attributes = view.getUint32(8, true);
   const known = view.getUint32(56, true);
   return {
@@ -534,18 +551,38 @@ export interface Statmount {
 
 /** statmount(2), Linux 6.8. ENOENT: no such mount in this process's mount namespace. */
 export function statmount(id: bigint): Statmount {
-  const { bytes, view } = scratch();
+  const { bytes, view, answer } = scratch();
+  mountIdRequest(view, id, BigInt(STATMOUNT.MNT_BASIC));
+  if (numberedCall("statmount")(NR.statmount, bytes, answer, answer.length, 0) === -1) fail("statmount");
+  return {
+    id: view.getBigUint64(ANSWER + 40, true),
+    parentId: view.getBigUint64(ANSWER + 48, true),
+    propagation: view.getUint32(ANSWER + 72, true),
+  };
+}
+
+/** listmount(2), Linux 6.8: how many mounts there are below a mount; from `LSMT_ROOT` on, the root itself is counted as well. */
+export function countMounts(id: bigint): number {
+  const { bytes, view, answer } = scratch();
+  const most = answer.length / 8;
+  let total = 0;
+  let last = 0n;
+  for (;;) {
+    mountIdRequest(view, id, last);
+    const count = numberedCall("listmount")(NR.listmount, bytes, answer, most, 0);
+    if (count === -1) fail("listmount");
+    total += count;
+    if (count < most) return total;
+    last = view.getBigUint64(ANSWER + (count - 1) * 8, true);
+  }
+}
+
+/** struct mnt_id_req. */
+function mountIdRequest(view: DataView, id: bigint, parameter: bigint): void {
   view.setUint32(0, 24, true);
   view.setUint32(4, 0, true);
   view.setBigUint64(8, id, true);
-  view.setBigUint64(16, BigInt(STATMOUNT.MNT_BASIC), true);
-  const answer = bytes.subarray(1024, 2048);
-  if (numberedCall("statmount")(NR.statmount, bytes, answer, answer.length, 0) === -1) fail("statmount");
-  return {
-    id: view.getBigUint64(1024 + 40, true),
-    parentId: view.getBigUint64(1024 + 48, true),
-    propagation: view.getUint32(1024 + 72, true),
-  };
+  view.setBigUint64(16, parameter, true);
 }
 
 // --- Processes
@@ -583,11 +620,11 @@ export function sharesFs(pid1: number, pid2: number): boolean {
 
 /** capget(2): the effective capabilities of this thread, bit N for capability N. */
 export function effectiveCapabilities(): bigint {
-  const { bytes, view } = scratch();
+  const { bytes, view, answer } = scratch();
   view.setUint32(0, 0x20080522, true); // _LINUX_CAPABILITY_VERSION_3
   view.setInt32(4, 0, true);
-  if (libc("capget")(bytes, bytes.subarray(64, 128)) === -1) fail("capget");
-  return BigInt(view.getUint32(64, true)) | (BigInt(view.getUint32(76, true)) << 32n);
+  if (libc("capget")(bytes, answer) === -1) fail("capget");
+  return BigInt(view.getUint32(ANSWER, true)) | (BigInt(view.getUint32(ANSWER + 12, true)) << 32n);
 }
 
 /** waitid(2), nothing waited for: whether this process has children, zombies included. */
@@ -600,3 +637,75 @@ export function hasChildren(): boolean {
   const ECHILD = 10;
   return lastErrno() === ECHILD ? false : fail("waitid");
 }
+
+/**
+ * statx(2) of the root of this process's mount namespace, whatever this process's own root is.
+ *
+ * setns(2) goes there, but refuses in a process whose threads share their root, as Bun's do. So a child does it: this same
+ * program, as the bun command, which reads no configuration.
+ */
+export function statNamespaceRoot(): Statx {
+  const program = `
+    import { dlopen } from "bun:ffi";
+    const { open, unshare, setns, syscall } = dlopen("libc.so.6", {
+      open: { args: ["cstring", "i32"], returns: "i32" },
+      unshare: { args: ["i32"], returns: "i32" },
+      setns: { args: ["i32", "i32"], returns: "i32" },
+      syscall: { args: ["i64", "i32", "cstring", "i32", "u32", "ptr"], returns: "i32" },
+    }).symbols;
+    const answer = new Uint8Array(256);
+    const failed = unshare(${CLONE.FS}) || setns(open("/proc/self/ns/mnt", 0), ${CLONE.NEWNS})
+      || syscall(${NR.statx}, ${AT.FDCWD}, "/", 0, ${STATX.BASIC_STATS | STATX.MNT_ID | STATX.MNT_ID_UNIQUE}, answer);
+    if (failed) throw new Error("setns(2) refused");
+    process.stdout.write(answer);
+  `;
+  const { exitCode, stdout, stderr } = Bun.spawnSync(
+    ["/proc/self/exe", "--no-env-file", "--config=/dev/null", "--tsconfig-override=/dev/null", "-e", program],
+    // Not "ignore" for standard input: it would need a /dev/null.
+    { cwd: "/", env: { BUN_BE_BUN: "1" }, stdin: "inherit", stdout: "pipe", stderr: "pipe" },
+  );
+  if (exitCode !== 0) throw new Error(`the child that looks for the namespace's root failed: ${stderr.toString().trim()}`);
+  return statxFrom(new DataView(stdout.buffer, stdout.byteOffset, 256));
+}
+
+/** The calls by which `switchRoot` looks and acts. A test puts a kernel of its own in their place, to make them fail. */
+export interface Kernel {
+  chdir(path: string): void;
+  chroot: typeof chroot;
+  close: typeof close;
+  countMounts: typeof countMounts;
+  fchdir: typeof fchdir;
+  mkdirat: typeof mkdirat;
+  mount: typeof mount;
+  mount_setattr: typeof mount_setattr;
+  move_mount: typeof move_mount;
+  open: typeof open;
+  open_tree: typeof open_tree;
+  pivot_root: typeof pivot_root;
+  sharesFs: typeof sharesFs;
+  statmount: typeof statmount;
+  statx: typeof statx;
+  umount2: typeof umount2;
+  unlinkat: typeof unlinkat;
+}
+
+/** The kernel that this process runs on. `chdir` is Bun's, which then knows its working directory. */
+export const kernel: Kernel = {
+  chdir: (path) => process.chdir(path),
+  chroot,
+  close,
+  countMounts,
+  fchdir,
+  mkdirat,
+  mount,
+  mount_setattr,
+  move_mount,
+  open,
+  open_tree,
+  pivot_root,
+  sharesFs,
+  statmount,
+  statx,
+  umount2,
+  unlinkat,
+};

@@ -1,0 +1,438 @@
+/**
+ * What can be known about a switch before anything is changed: who lives in this mount namespace, whether the process
+ * was chrooted before, which mounts propagate, which thread would stay behind. Nothing here changes anything.
+ */
+import { getMounts, type MountInfo, mountedByTable, mountIdOf, parseMountInfo } from "./mountinfo.ts";
+import {
+  AT,
+  CAP,
+  close,
+  effectiveCapabilities,
+  FSCONFIG,
+  FSMOUNT,
+  FSOPEN,
+  fsconfig,
+  fsmount,
+  fsopen,
+  fstatfs,
+  hasChildren,
+  type Kernel,
+  LSMT_ROOT,
+  MOUNT_ATTR,
+  MS,
+  O,
+  open,
+  openat,
+  PROC_SUPER_MAGIC,
+  readDirectory,
+  readFile,
+  readlinkat,
+  STATX,
+  type Statmount,
+  type Statx,
+  SyscallError,
+  statNamespaceRoot,
+} from "./syscalls.ts";
+
+/** A directory's descriptor, and what statx(2) says of it. */
+export interface Directory {
+  readonly fd: number;
+  readonly stat: Statx;
+}
+
+/** What the checks look at. */
+export interface Situation {
+  readonly kernel: Kernel;
+  /** What is to become "/". */
+  readonly root: Directory;
+  /** What is "/" now. */
+  readonly oldRoot: Directory;
+  /** The working directory. */
+  readonly cwd: number;
+  /** A procfs that knows this process. */
+  readonly proc: number;
+  /** Whether the mount namespace may be changed whoever else lives in it. */
+  readonly sharedNamespace: boolean;
+  /** What was found out about mounts, by their IDs. */
+  readonly mounts: Map<bigint, MountFacts>;
+}
+
+/** One requirement of a method. */
+export interface Check {
+  /** Why the method is ruled out, for programs. */
+  readonly reason: string;
+  /** Why it is, as a sentence; undefined if the requirement is met. */
+  rulesOut(situation: Situation): string | undefined;
+}
+
+// --- Directories
+
+const identity = STATX.BASIC_STATS | STATX.MNT_ID | STATX.MNT_ID_UNIQUE;
+
+/** statx(2) of a descriptor, with the mount's ID also where the kernel is too old to give it (before 5.8). */
+export function describe(kernel: Kernel, fd: number): Directory {
+  const stat = kernel.statx(fd, "", AT.EMPTY_PATH, identity);
+  return { fd, stat: stat.mask & (STATX.MNT_ID | STATX.MNT_ID_UNIQUE) ? stat : { ...stat, mountId: BigInt(mountIdOf(fd)) } };
+}
+
+/**
+ * Whether a path leads to this directory on this mount. Device and inode alone do not tell a read-only bind mount from its
+ * writable source.
+ */
+export function leadsTo(kernel: Kernel, path: string, { stat }: Directory): boolean {
+  let found = kernel.statx(AT.FDCWD, path, 0, identity);
+  if ((found.mask & (STATX.MNT_ID | STATX.MNT_ID_UNIQUE)) === 0) {
+    const fd = kernel.open(path, O.PATH | O.CLOEXEC);
+    found = describe(kernel, fd).stat;
+    kernel.close(fd);
+  }
+  return isSame(found, stat);
+}
+
+/** Whether two answers of statx(2) are about one directory on one mount. */
+export function isSame(one: Statx, other: Statx): boolean {
+  return one.mountId === other.mountId && one.ino === other.ino && one.dev === other.dev;
+}
+
+/** Whether a directory is the root of a mount. */
+export function isMountRoot({ fd, stat }: Directory): boolean {
+  return stat.mountRoot ?? mountedByTable(fd);
+}
+
+// --- What /proc says
+
+/**
+ * A procfs that knows this process: the one on /proc, or where there is none (Bun goes on without) one that is mounted nowhere.
+ * What merely looks like one is not believed: the root may be somebody else's.
+ *
+ * @throws SyscallError if there is neither.
+ */
+export function openProc(): number {
+  const fd = openProcDirectory();
+  if (fd !== undefined) return fd;
+  const context = fsopen("proc", FSOPEN.CLOEXEC);
+  try {
+    fsconfig(context, FSCONFIG.CMD_CREATE, null, null);
+    return fsmount(context, FSMOUNT.CLOEXEC, MOUNT_ATTR.NOSUID | MOUNT_ATTR.NODEV | MOUNT_ATTR.NOEXEC);
+  } finally {
+    close(context);
+  }
+}
+
+function openProcDirectory(): number | undefined {
+  let fd: number;
+  try {
+    fd = open("/proc", O.PATH | O.DIRECTORY | O.CLOEXEC);
+  } catch (error) {
+    if (isRefusal(error, "ENOENT", "ENOTDIR")) return undefined;
+    throw error;
+  }
+  if (fstatfs(fd).type === PROC_SUPER_MAGIC) return fd;
+  close(fd);
+  return undefined;
+}
+
+/** The path of a descriptor, from this process's root. */
+export function pathOf(proc: number, fd: number): Uint8Array {
+  return readlinkat(proc, `self/fd/${fd}`);
+}
+
+function list(proc: number, path: string): string[] {
+  const fd = openat(proc, path, O.RDONLY | O.DIRECTORY | O.CLOEXEC);
+  try {
+    return readDirectory(fd);
+  } finally {
+    close(fd);
+  }
+}
+
+function text(bytes: Uint8Array): string {
+  return new TextDecoder().decode(bytes);
+}
+
+export function isRefusal(error: unknown, ...codes: readonly string[]): error is SyscallError {
+  return error instanceof SyscallError && codes.includes(error.code);
+}
+
+// --- Capabilities
+
+function needs(capability: number, name: string): Check {
+  return {
+    reason: `no-${name.toLowerCase().replaceAll("_", "-")}`,
+    rulesOut: () => ((effectiveCapabilities() >> BigInt(capability)) & 1n ? undefined : `this process does not have ${name}`),
+  };
+}
+
+export const sysAdmin: Check = needs(CAP.SYS_ADMIN, "CAP_SYS_ADMIN");
+export const sysChroot: Check = needs(CAP.SYS_CHROOT, "CAP_SYS_CHROOT");
+
+// --- Whose namespace
+
+/**
+ * The root mounts that were found to be the root of a mount namespace that no other process lives in, by their unique IDs.
+ * A unique ID is never used again, and a mount never changes its namespace, so one ID stands for the namespace as well.
+ */
+const ownRoots = new Set<bigint>();
+
+/** Remembers that the mount which is "/" now is the root of a namespace of this process's own. */
+export function rememberOwn({ stat }: Directory): void {
+  if ((stat.mask & STATX.MNT_ID_UNIQUE) === 0) return;
+  ownRoots.clear();
+  ownRoots.add(stat.mountId);
+}
+
+export function isRememberedOwn({ stat }: Directory): boolean {
+  return ownRoots.has(stat.mountId);
+}
+
+export const ownNamespace: Check = {
+  reason: "namespace-shared",
+  rulesOut(situation) {
+    if (situation.sharedNamespace) return undefined;
+    // From within, a namespace gets new inhabitants by fork(2) alone, and then they are children of ours.
+    if (isRememberedOwn(situation.oldRoot) && !hasChildren()) return undefined;
+    const inhabitant = otherInhabitant(situation.proc);
+    return inhabitant && `the mount namespace is shared: ${inhabitant}`;
+  },
+};
+
+/** Another process of this mount namespace, or one that might be in it, as a clause. */
+function otherInhabitant(proc: number): string | undefined {
+  const status = text(readFile("self/status", proc));
+  // /proc may belong to another PID namespace than getpid(2): its own numbers are the ones that can be looked up in it.
+  const self = /^Pid:\s*(\d+)/m.exec(status)?.[1] ?? "";
+  const parent = /^PPid:\s*(\d+)/m.exec(status)?.[1] ?? "";
+  const here: Inhabited = { proc, self, ids: undefined };
+  // The likely ones first. Being process 1 oneself proves nothing: a PID namespace can be made without a mount namespace.
+  const likely = [parent, "1"].filter((pid) => pid !== "0" && pid !== self);
+  for (const pid of new Set([...likely, ...list(proc, ".").filter((name) => /^\d+$/.test(name) && name !== self)])) {
+    const state = livesHere(here, pid);
+    if (state === "yes") return `process ${pid} lives in it too`;
+    if (state === "unknown") return `whether process ${pid} lives in it cannot be seen`;
+  }
+  return undefined;
+}
+
+interface Inhabited {
+  readonly proc: number;
+  readonly self: string;
+  /** The IDs of this process's mounts, read when they are needed. */
+  ids: Set<number> | undefined;
+}
+
+function livesHere(here: Inhabited, pid: string): "yes" | "no" | "unknown" {
+  const { proc } = here;
+  try {
+    return text(readlinkat(proc, `${pid}/ns/mnt`)) === text(readlinkat(proc, "self/ns/mnt")) ? "yes" : "no";
+  } catch (error) {
+    // It has ended, or is a zombie and has no namespace any more.
+    if (isRefusal(error, "ENOENT", "ESRCH")) return "no";
+    if (!isRefusal(error, "EACCES", "EPERM")) throw error;
+  }
+  // Looking at the namespace takes the right to trace the process (ptrace(2)); reading its mount table does not.
+  // A mount is in one namespace only, so one ID in common is enough.
+  here.ids ??= new Set(getMounts().map((mount) => mount.id));
+  try {
+    const mounts = parseMountInfo(readFile(`${pid}/mountinfo`, proc));
+    if (mounts.length === 0) return "unknown";
+    return mounts.some((mount) => here.ids?.has(mount.id)) ? "yes" : "no";
+  } catch (error) {
+    if (isRefusal(error, "ENOENT", "ESRCH")) return "no";
+    if (!(error instanceof SyscallError)) throw error;
+    return isZombie(proc, pid) ? "no" : "unknown";
+  }
+}
+
+function isZombie(proc: number, pid: string): boolean {
+  try {
+    return /^State:\s*[ZX]/m.test(text(readFile(`${pid}/status`, proc)));
+  } catch (error) {
+    if (isRefusal(error, "ENOENT", "ESRCH")) return true;
+    throw error;
+  }
+}
+
+// --- Whose root
+
+/** What the mount table and statmount(2) both tell of a mount. IDs of the two are not comparable. */
+interface MountFacts {
+  readonly id: bigint;
+  readonly parentId: bigint;
+  readonly shared: boolean;
+}
+
+interface Position {
+  readonly mount: MountFacts;
+  /** What it is mounted on; the mount itself for the absolute root; undefined where it is not to be seen. */
+  readonly parent: MountFacts | undefined;
+  /** Whether statmount(2) said so. */
+  readonly exact: boolean;
+}
+
+/** Where the mount that a directory lies on hangs; undefined if it is not in this mount namespace. */
+function positionOf({ kernel, mounts }: Situation, { fd, stat }: Directory): Position | undefined {
+  if (stat.mask & STATX.MNT_ID_UNIQUE) {
+    try {
+      const look = (id: bigint): MountFacts => remembered(mounts, id, () => facts(kernel.statmount(id)));
+      const mount = look(stat.mountId);
+      return { mount, parent: look(mount.parentId), exact: true };
+    } catch (error) {
+      if (isRefusal(error, "ENOENT")) return undefined;
+      // Docker's seccomp profile forbids it.
+      if (!isRefusal(error, "ENOSYS", "EPERM")) throw error;
+    }
+  }
+  if (mounts.size === 0) for (const mount of getMounts()) mounts.set(BigInt(mount.id), tableFacts(mount));
+  const mount = mounts.get(BigInt(mountIdOf(fd)));
+  return mount && { mount, parent: mounts.get(mount.parentId), exact: false };
+}
+
+function remembered<K, V>(map: Map<K, V>, key: K, find: () => V): V {
+  let value = map.get(key);
+  if (value === undefined) {
+    value = find();
+    map.set(key, value);
+  }
+  return value;
+}
+
+function facts({ id, parentId, propagation }: Statmount): MountFacts {
+  return { id, parentId, shared: (propagation & MS.SHARED) !== 0 };
+}
+
+function tableFacts({ id, parentId, propagation }: MountInfo): MountFacts {
+  return { id: BigInt(id), parentId: BigInt(parentId), shared: propagation.shared !== undefined };
+}
+
+export const attachedRoot: Check = {
+  reason: "root-detached",
+  rulesOut: (situation) =>
+    isMountRoot(situation.oldRoot) && positionOf(situation, situation.oldRoot) === undefined
+      ? "this process's root is a detached tree, which is in no mount namespace"
+      : undefined,
+};
+
+export const namespaceRoot: Check = {
+  reason: "chrooted",
+  rulesOut(situation) {
+    const { oldRoot } = situation;
+    if (!isMountRoot(oldRoot)) return "this process was chrooted: its root is a plain directory";
+    if (isRememberedOwn(oldRoot) || coversAbsoluteRoot(situation)) return undefined;
+    // Exact, but it takes the start of a process.
+    try {
+      const isRoot = isSame(statNamespaceRoot(), oldRoot.stat);
+      return isRoot ? undefined : "this process was chrooted: its root is not the root of its mount namespace";
+    } catch (error) {
+      return `whether this process was chrooted cannot be seen: ${error instanceof Error ? error.message : error}`;
+    }
+  },
+};
+
+/**
+ * Whether the process's root mount is the absolute root of the namespace, or hangs on it with every other mount below: what a
+ * namespace looks like after boot, after pivot_root(2), and as a copy of such a one. False also where that cannot be told.
+ */
+function coversAbsoluteRoot(situation: Situation): boolean {
+  const { kernel, oldRoot } = situation;
+  const position = positionOf(situation, oldRoot);
+  if (position?.exact !== true || position.parent === undefined) return false;
+  const { mount, parent } = position;
+  if (parent.parentId !== parent.id) return false;
+  return mount.id === parent.id || kernel.countMounts(parent.id) === kernel.countMounts(LSMT_ROOT);
+}
+
+export const pivotableRoot: Check = {
+  reason: "initramfs",
+  rulesOut(situation) {
+    const mount = positionOf(situation, situation.oldRoot)?.mount;
+    return mount !== undefined && mount.id === mount.parentId
+      ? "this process's root is the absolute root of its mount namespace (an initramfs), which cannot be pivoted"
+      : undefined;
+  },
+};
+
+// --- Shared mounts
+
+export const unsharedMounts: Check = {
+  reason: "shared-mount",
+  rulesOut(situation) {
+    const { root, oldRoot } = situation;
+    const from = positionOf(situation, oldRoot);
+    const to = positionOf(situation, root);
+    // What is mounted on a shared mount appears on its peers, in other namespaces; undoing that takes more away than was added.
+    if (from?.mount.shared) return 'the mount at "/" is shared';
+    if (from?.parent?.shared) return 'the mount that "/" is mounted on is shared';
+    if (to?.mount.shared) return "the mount that the new root lies on is shared";
+    if (isMountRoot(root) && to?.parent?.shared) return "the mount that the new root is mounted on is shared";
+    return undefined;
+  },
+};
+
+// --- Threads
+
+/**
+ * A thread whose root would not change with this thread's, as a clause; undefined if there is none.
+ *
+ * @throws SyscallError if it cannot be told.
+ */
+export function strayThread({ kernel, proc, root, oldRoot, cwd }: Situation): string | undefined {
+  const self = String(process.pid);
+  const threads = list(proc, "self/task");
+  try {
+    // Where /proc counts in another PID namespace than kcmp(2), its numbers mean nothing to it.
+    if (threads.includes(self)) {
+      return describeThread(
+        proc,
+        threads.find((thread) => thread !== self && !sharesFs(kernel, proc, Number(self), thread)),
+      );
+    }
+  } catch (error) {
+    // A seccomp filter (Docker's), or a kernel without kcmp(2).
+    if (!isRefusal(error, "EPERM", "ENOSYS")) throw error;
+  }
+  // A thread that shares this one's working directory in two places shares its fs_struct, and so its root.
+  try {
+    for (const place of [oldRoot, root]) {
+      kernel.fchdir(place.fd);
+      const stray = threads.find((thread) => !isAt(kernel, proc, thread, place));
+      if (stray !== undefined) return describeThread(proc, stray);
+    }
+    return undefined;
+  } finally {
+    kernel.fchdir(cwd);
+  }
+}
+
+function sharesFs(kernel: Kernel, proc: number, self: number, thread: string): boolean {
+  try {
+    return kernel.sharesFs(self, Number(thread));
+  } catch (error) {
+    if (isRefusal(error, "ESRCH") && !exists(proc, `self/task/${thread}`)) return true;
+    throw error;
+  }
+}
+
+function isAt(kernel: Kernel, proc: number, thread: string, place: Directory): boolean {
+  try {
+    return isSame(kernel.statx(proc, `self/task/${thread}/cwd`, 0, identity), place.stat);
+  } catch (error) {
+    if (isRefusal(error, "ENOENT", "ESRCH")) return !exists(proc, `self/task/${thread}`);
+    throw error;
+  }
+}
+
+function exists(proc: number, path: string): boolean {
+  try {
+    close(openat(proc, path, O.PATH | O.CLOEXEC));
+    return true;
+  } catch (error) {
+    if (isRefusal(error, "ENOENT", "ESRCH")) return false;
+    throw error;
+  }
+}
+
+function describeThread(proc: number, thread: string | undefined): string | undefined {
+  if (thread === undefined) return undefined;
+  const name = text(readFile(`self/task/${thread}/comm`, proc)).trim();
+  return `thread ${thread} (${name}) does not share this thread's root`;
+}

@@ -1,0 +1,619 @@
+/**
+ * Changing what a whole process sees as "/".
+ *
+ * Four methods, from the strongest to the weakest. Each is a list of checks, which look at whether it can be tried without
+ * harm, and a list of steps, each with its undo. A method that fails is undone completely before the next one is tried.
+ */
+import {
+  attachedRoot,
+  type Check,
+  describe,
+  isMountRoot,
+  isRefusal,
+  isSame,
+  leadsTo,
+  namespaceRoot,
+  openProc,
+  ownNamespace,
+  pathOf,
+  pivotableRoot,
+  rememberOwn,
+  type Situation,
+  strayThread,
+  sysAdmin,
+  sysChroot,
+  unsharedMounts,
+} from "./checks.ts";
+import { getMounts, type MountInfo, mountIdOf } from "./mountinfo.ts";
+import {
+  AT,
+  argumentError,
+  type Kernel,
+  kernel as linux,
+  MNT,
+  MOVE_MOUNT,
+  MS,
+  O,
+  OPEN_TREE,
+  type PathLike,
+  pathText,
+  SyscallError,
+  toPath,
+  UMOUNT,
+} from "./syscalls.ts";
+
+/** How a root can be changed, from the strongest method to the weakest. */
+export type RootMethod = "pivot" | "move" | "detached" | "chroot";
+
+export interface SwitchRootOptions {
+  /** The methods that may be used. They are tried in this order, and the first that works is it. Default: all, the strongest first. */
+  methods?: readonly RootMethod[];
+  /**
+   * Where pivot_root(2) puts the old root until it is unmounted: on the new root itself, or in a directory `.pivot_root*` that is
+   * made in it and removed again. Default `"stacked"`, which writes nothing.
+   */
+  putOld?: "stacked" | "directory";
+  /** Whether to pivot or move also in a mount namespace that other processes live in, whose root then changes as well. Default false. */
+  sharedNamespace?: boolean;
+}
+
+/** A method that was not used. */
+export interface RejectedMethod {
+  method: RootMethod;
+  /** Why, for programs: the reason of the check that ruled it out, `"refused"` if the kernel refused a step, `"not-verified"`. */
+  reason: string;
+  /** Why, for people. */
+  message: string;
+  /** What the kernel answered, if it was asked. */
+  error?: SyscallError;
+}
+
+export interface SwitchRootResult {
+  /** The method that was used. */
+  method: RootMethod;
+  /** The path that became "/", resolved, as it was called before. */
+  root: string;
+  /** Whether it had to be bind-mounted onto itself first. */
+  bound: boolean;
+  /** The methods that were ruled out or tried before. */
+  rejected: RejectedMethod[];
+}
+
+/** The root was not changed; or it was, and then something failed that could not be undone. */
+export class SwitchRootError extends Error {
+  override readonly name = "SwitchRootError";
+  /**
+   * On which side the process is. False: the mount table, the working directory and what is in the path are as they were, but for
+   * the modification time of the path with `putOld: "directory"`. True: undoing failed as well, and the process should exit.
+   */
+  readonly switched: boolean;
+  /** The step that failed. `"arguments"`, `"threads"` and `"checks"` come before the steps of a method. */
+  readonly phase: string;
+  /** The code of the cause, if it has one: `"ENOENT"`. */
+  declare readonly code?: string;
+  /** The method whose step failed. */
+  declare readonly method?: RootMethod;
+  /** What went wrong while undoing. */
+  readonly suppressed: readonly unknown[];
+  /** Every method that was ruled out or tried, the last one included. */
+  readonly rejected: readonly RejectedMethod[];
+
+  constructor(message: string, details: SwitchRootErrorDetails) {
+    super(message, details.cause === undefined ? {} : { cause: details.cause });
+    this.switched = details.switched ?? false;
+    this.phase = details.phase;
+    this.suppressed = details.suppressed ?? [];
+    this.rejected = details.rejected ?? [];
+    if (details.method !== undefined) this.method = details.method;
+    if (details.cause instanceof SyscallError) this.code = details.cause.code;
+  }
+}
+
+interface SwitchRootErrorDetails {
+  phase: string;
+  cause?: unknown;
+  switched?: boolean;
+  method?: RootMethod;
+  suppressed?: readonly unknown[];
+  rejected?: readonly RejectedMethod[];
+}
+
+/** A switch on its way. */
+interface Switch extends Situation {
+  /** The new root's path, from the old root. */
+  readonly path: Uint8Array;
+  /** The copy of the tree at `path` that is entered instead of it; -1 if there is none. */
+  tree: number;
+  /** Whether that copy is, or will be, mounted on `path`. */
+  bound: boolean;
+  /** Whether the kernel has no open_tree(2), so that the path is bound by its name. */
+  byName: boolean;
+  /** Whether it has no mount_setattr(2), so that the copy is made private with mount(2), once it is entered. */
+  privateLater: boolean;
+  /** The directory that receives the old root. */
+  putOld: string;
+  /** The mounts that `move` leaves behind, those that may cover others first. */
+  others: readonly MountInfo[];
+  /** Whether something is done that cannot be undone. */
+  final: boolean;
+}
+
+interface Step {
+  /** The `phase` of the error if this fails. */
+  readonly phase: string;
+  /** Whether it is needed at all. Default: yes. */
+  when?(on: Switch): boolean;
+  run(on: Switch): void;
+  /** Puts back what `run` did. */
+  undo?(on: Switch): void;
+}
+
+interface Method {
+  readonly checks: readonly Check[];
+  readonly steps: readonly Step[];
+}
+
+// --- The steps
+
+/** The root that is entered: the copy, or what was at the path all along. */
+function top(on: Switch): number {
+  return on.tree === -1 ? on.root.fd : on.tree;
+}
+
+const enterPath: Step = {
+  phase: "enter",
+  run: (on) => on.kernel.fchdir(on.root.fd),
+  undo: (on) => on.kernel.fchdir(on.cwd),
+};
+
+/**
+ * A locked mount (it came with a less privileged mount namespace) cannot be pivoted or moved, but a copy of it can. To expire a
+ * mount that is in use, as this one is by now, never succeeds, but answers EINVAL if it is locked, and EBUSY if not.
+ */
+const probeLock: Step = {
+  phase: "probe",
+  run: (on) => {
+    on.bound = !isMountRoot(on.root);
+    if (on.bound) return;
+    try {
+      on.kernel.umount2(".", MNT.EXPIRE);
+    } catch (error) {
+      if (isRefusal(error, "EINVAL")) on.bound = true;
+      else if (!isRefusal(error, "EBUSY", "EAGAIN")) throw error;
+    }
+  },
+};
+
+/** Recursive, also because a part of a locked tree cannot be copied without what is mounted on it. */
+const copyTree: Step = {
+  phase: "open_tree",
+  run: (on) => {
+    on.tree = on.kernel.open_tree(on.root.fd, "", OPEN_TREE.CLONE | OPEN_TREE.CLOEXEC | AT.RECURSIVE | AT.EMPTY_PATH);
+  },
+  undo: closeTree,
+};
+
+function closeTree(on: Switch): void {
+  on.kernel.close(on.tree);
+  on.tree = -1;
+}
+
+/** The copy of a shared mount is its peer: mounts inside would appear on the host, and unmounts on the host inside. */
+const makePrivate: Step = {
+  phase: "mount_setattr",
+  run: (on) => {
+    try {
+      on.kernel.mount_setattr(on.tree, "", AT.EMPTY_PATH | AT.RECURSIVE, { propagation: MS.PRIVATE });
+    } catch (error) {
+      if (!isRefusal(error, "ENOSYS")) throw error;
+      on.privateLater = true;
+    }
+  },
+};
+
+const enterTree: Step = {
+  phase: "enter",
+  run: (on) => on.kernel.fchdir(on.tree),
+  undo: (on) => on.kernel.fchdir(on.cwd),
+};
+
+/** Linux before 5.12. */
+const makePrivateLater: Step = {
+  phase: "private",
+  when: (on) => on.privateLater,
+  run: (on) => on.kernel.mount(null, ".", null, MS.PRIVATE | MS.REC, null),
+};
+
+/** `path` becomes a mount point, and its mount's root the working directory. */
+const makeMountPoint: readonly Step[] = [
+  {
+    ...copyTree,
+    when: (on) => on.bound,
+    run: (on) => {
+      try {
+        copyTree.run(on);
+      } catch (error) {
+        if (!isRefusal(error, "ENOSYS")) throw error;
+        on.byName = true;
+      }
+    },
+    undo: (on) => {
+      if (!on.byName) closeTree(on);
+    },
+  },
+  { ...makePrivate, when: (on) => on.bound && !on.byName },
+  {
+    phase: "move_mount",
+    when: (on) => on.bound && !on.byName,
+    run: (on) => on.kernel.move_mount(on.tree, "", on.root.fd, "", MOVE_MOUNT.F_EMPTY_PATH | MOVE_MOUNT.T_EMPTY_PATH),
+    // Not by its path, where by now somebody else's mount may lie.
+    undo: detachTree,
+  },
+  {
+    phase: "bind",
+    when: (on) => on.byName,
+    run: (on) => {
+      on.kernel.mount(on.path, on.path, null, MS.BIND | MS.REC, null);
+      on.tree = on.kernel.open(on.path, O.PATH | O.DIRECTORY | O.CLOEXEC);
+      on.privateLater = true;
+    },
+    undo: (on) => {
+      detachTree(on);
+      closeTree(on);
+    },
+  },
+  { ...enterTree, when: (on) => on.bound },
+  makePrivateLater,
+];
+
+function detachTree(on: Switch): void {
+  on.kernel.fchdir(on.tree);
+  on.kernel.umount2(".", MNT.DETACH);
+}
+
+const makePutOld: Step = {
+  phase: "mkdir",
+  when: (on) => on.putOld !== ".",
+  run: (on) => on.kernel.mkdirat(top(on), on.putOld, 0o700),
+  undo: (on) => on.kernel.unlinkat(top(on), on.putOld, AT.REMOVEDIR),
+};
+
+/** The kernel gives every thread whose root or working directory was the old root the new one. */
+const pivotRoot: Step = {
+  phase: "pivot_root",
+  run: (on) => on.kernel.pivot_root(".", on.putOld),
+  // The exact inverse: each of the two mounts goes back to where it was.
+  undo: (on) => {
+    on.kernel.fchdir(on.oldRoot.fd);
+    on.kernel.pivot_root(".", on.path.subarray(1));
+  },
+};
+
+const verify: Step = {
+  phase: "verify",
+  run: (on) => {
+    if (!leadsTo(on.kernel, "/", describe(on.kernel, top(on))))
+      throw new NotVerified('"/" is not the directory that was entered');
+  },
+};
+
+class NotVerified extends Error {
+  override readonly name = "NotVerified";
+}
+
+/** After `pivot_root(".", ".")`, "." is the new root on some kernels: what follows must not hit that one. */
+const enterOldRoot: Step = {
+  phase: "enter-old-root",
+  run: (on) => on.kernel.fchdir(on.oldRoot.fd),
+};
+
+/**
+ * Otherwise the host loses what is detached here. It cannot be undone: mounts that were shared below the old root stay slaves
+ * (or private) if detaching, which cannot fail on a mount that is not locked, fails all the same.
+ */
+const stopPropagation: Step = {
+  phase: "propagation",
+  run: (on) => on.kernel.mount(null, ".", null, (on.putOld === "." ? MS.SLAVE : MS.PRIVATE) | MS.REC, null),
+};
+
+const detachOldRoot: Step = {
+  phase: "detach",
+  run: (on) => {
+    on.kernel.umount2(".", MNT.DETACH);
+    on.final = true;
+  },
+};
+
+const removePutOld: Step = {
+  phase: "rmdir",
+  when: (on) => on.putOld !== ".",
+  run: (on) => on.kernel.unlinkat(top(on), on.putOld, AT.REMOVEDIR),
+};
+
+/** By Bun's own call, so that `process.cwd()` knows. */
+const arrive: Step = {
+  phase: "chdir",
+  run: (on) => {
+    on.kernel.chdir("/");
+    if (!leadsTo(on.kernel, ".", describe(on.kernel, top(on))))
+      throw new NotVerified("the working directory is not the new root");
+  },
+};
+
+const listOthers: Step = {
+  phase: "list",
+  run: (on) => {
+    const oldRoot = mountIdOf(on.oldRoot.fd);
+    const newRoot = mountIdOf(top(on));
+    const mounts = getMounts((mount) => mount.id !== newRoot && mount.id !== oldRoot);
+    // Only those that are mounted on the old root itself, with what is stacked on them: what lies below goes along.
+    const stackOn = (mount: MountInfo): MountInfo[] => [
+      mount,
+      ...mounts.filter((other) => other.parentId === mount.id && other.mountPoint === mount.mountPoint).flatMap(stackOn),
+    ];
+    on.others = mounts
+      .filter((mount) => mount.parentId === oldRoot)
+      .sort((one, other) => one.mountPoint.length - other.mountPoint.length)
+      .flatMap(stackOn);
+  },
+};
+
+const moveOntoRoot: Step = {
+  phase: "move",
+  run: (on) => on.kernel.mount(".", "/", null, MS.MOVE, null),
+  undo: (on) => {
+    on.kernel.fchdir(top(on));
+    on.kernel.mount(".", on.path, null, MS.MOVE, null);
+  },
+};
+
+const changeRoot: Step = {
+  phase: "chroot",
+  run: (on) => on.kernel.chroot("."),
+  undo: (on) => {
+    on.kernel.fchdir(on.oldRoot.fd);
+    on.kernel.chroot(".");
+  },
+};
+
+/** The old root lies below the new one for good, but what was mounted on it need not stay. Last, because it cannot be undone. */
+const detachOthers: Step = {
+  phase: "detach",
+  run: (on) => {
+    on.kernel.fchdir(on.oldRoot.fd);
+    for (const mount of on.others) {
+      const relative = (mount.mountPointBytes ?? Buffer.from(mount.mountPoint)).subarray(1);
+      on.kernel.mount(null, relative, null, MS.SLAVE | MS.REC, null);
+      on.kernel.umount2(relative, MNT.DETACH | UMOUNT.NOFOLLOW);
+      on.final = true;
+    }
+  },
+};
+
+// --- The methods
+
+const methods: Readonly<Record<RootMethod, Method>> = {
+  pivot: {
+    checks: [sysAdmin, attachedRoot, ownNamespace, namespaceRoot, pivotableRoot, unsharedMounts],
+    steps: [
+      enterPath,
+      probeLock,
+      ...makeMountPoint,
+      makePutOld,
+      pivotRoot,
+      verify,
+      enterOldRoot,
+      stopPropagation,
+      detachOldRoot,
+      removePutOld,
+      arrive,
+    ],
+  },
+  move: {
+    checks: [sysAdmin, sysChroot, attachedRoot, ownNamespace, namespaceRoot, unsharedMounts],
+    steps: [enterPath, probeLock, ...makeMountPoint, listOthers, moveOntoRoot, changeRoot, verify, detachOthers, arrive],
+  },
+  detached: {
+    checks: [sysAdmin, sysChroot],
+    steps: [copyTree, makePrivate, enterTree, makePrivateLater, changeRoot, verify, arrive],
+  },
+  chroot: {
+    checks: [sysChroot],
+    steps: [enterPath, changeRoot, verify, arrive],
+  },
+};
+
+// --- The switch
+
+/** The detached tree that this process lives in. Closing it would end copies of what is in it; the next switch does. */
+let livedIn: number | undefined;
+
+/**
+ * Changes what this process sees as "/", for every one of its threads.
+ *
+ * Afterwards "/" is `path`, the working directory is "/" (for `process.cwd()` as well), and no path that starts at either leads to
+ * the old root. What was opened before stays open, and can lead out.
+ *
+ * Synchronous. Only the main thread can call it. Call `enterMountNamespace` first, or start the program with `unshare -m`, for the
+ * strongest method; without a mount namespace of its own the process gets `detached`, and the host stays as it was.
+ *
+ * @param path The directory that becomes "/". Symlinks are followed.
+ * @param options See {@link SwitchRootOptions}.
+ * @returns Which method was used, and why the ones before it were not.
+ * @throws {@link SwitchRootError} if no method works, if a thread would stay behind (it is named), or if `path` cannot be a root
+ *   (`code` is then `ENOENT`, `ENOTDIR`, `EACCES`, or `EBUSY` for what is the root already). `TypeError` with
+ *   `ERR_INVALID_ARG_TYPE` or `ERR_INVALID_ARG_VALUE` for a wrong argument, with `ERR_WORKER_UNSUPPORTED_OPERATION` in a Worker.
+ *   `Error` with `ERR_UNSUPPORTED_PLATFORM` where there is no Linux on x86-64 or arm64.
+ * @see pivot_root(2), chroot(2), open_tree(2), mount(2); Linux 5.2, for what older ones lack see the README.
+ */
+export function switchRoot(path: PathLike, options: SwitchRootOptions = {}): SwitchRootResult {
+  return switchRootOn(linux, path, options, "process");
+}
+
+/**
+ * {@link switchRoot}, on a kernel of the caller's choice.
+ *
+ * @param scope `"thread"` for a program that has put its main thread into a mount namespace of its own and will execve(2): the other
+ *   threads are left where they are, and end then.
+ */
+export function switchRootOn(
+  kernel: Kernel,
+  path: PathLike,
+  options: SwitchRootOptions,
+  scope: "process" | "thread",
+): SwitchRootResult {
+  const { order, putOld } = checkArguments(path, options);
+  using descriptors = new DisposableStack();
+  const hold = (fd: number): number => descriptors.adopt(fd, (held) => kernel.close(held));
+  const situation = look(kernel, path, options.sharedNamespace === true || scope === "thread", hold);
+  if (scope === "process") refuseStrayThread(situation, path);
+
+  const resolved = pathOf(situation.proc, situation.root.fd);
+  const rejected: RejectedMethod[] = [];
+  let failure: { phase: string; method?: RootMethod; cause?: unknown } = { phase: "checks" };
+  for (const method of order) {
+    const { checks, steps } = methods[method];
+    const ruledOut = firstReason(checks, situation);
+    if (ruledOut !== undefined) {
+      rejected.push({ method, ...ruledOut });
+      continue;
+    }
+    const on: Switch = {
+      ...situation,
+      path: resolved,
+      tree: -1,
+      bound: false,
+      byName: false,
+      privateLater: false,
+      putOld: putOld === "stacked" ? "." : `.pivot_root${crypto.randomUUID().slice(0, 8)}`,
+      others: [],
+      final: false,
+    };
+    const failed = take(steps, on);
+    if (failed === undefined) {
+      settle(method, on);
+      return { method, root: pathText(resolved), bound: on.bound, rejected };
+    }
+    const { phase, cause, suppressed } = failed;
+    const message = `${phase}: ${messageOf(cause)}`;
+    const reason = cause instanceof NotVerified ? "not-verified" : "refused";
+    rejected.push({ method, reason, message, ...(cause instanceof SyscallError && { error: cause }) });
+    if (on.final || suppressed.length > 0) {
+      throw new SwitchRootError(
+        `switching the root to '${pathText(path)}' (${method}) failed half-way, and could not be undone; this process should exit: ${message}`,
+        { phase, cause, switched: true, method, suppressed, rejected },
+      );
+    }
+    failure = { phase, method, cause };
+  }
+  const reasons = rejected.map(({ method, message }) => `${method}: ${message}`).join("; ");
+  throw new SwitchRootError(`cannot switch the root to '${pathText(path)}': ${reasons}`, { ...failure, rejected });
+}
+
+function checkArguments(
+  path: PathLike,
+  options: SwitchRootOptions,
+): { order: readonly RootMethod[]; putOld: "stacked" | "directory" } {
+  toPath(path);
+  if (!Bun.isMainThread) {
+    throw argumentError(
+      "ERR_WORKER_UNSUPPORTED_OPERATION",
+      "switchRoot() changes the root of the whole process, and cannot be called in a Worker",
+    );
+  }
+  const { methods: order = ["pivot", "move", "detached", "chroot"], putOld = "stacked" } = options;
+  if (!Array.isArray(order) || order.length === 0) {
+    throw argumentError("ERR_INVALID_ARG_VALUE", "methods must name at least one method");
+  }
+  for (const method of order) {
+    if (!Object.hasOwn(methods, method)) {
+      throw argumentError("ERR_INVALID_ARG_VALUE", `'${method}' is no method; there are ${Object.keys(methods).join(", ")}`);
+    }
+  }
+  if (putOld !== "stacked" && putOld !== "directory") {
+    throw argumentError("ERR_INVALID_ARG_VALUE", `putOld must be "stacked" or "directory", not '${putOld}'`);
+  }
+  return { order, putOld };
+}
+
+/** Opens everything once, before anything is changed; from here on nothing is looked up by its path again. */
+function look(kernel: Kernel, path: PathLike, sharedNamespace: boolean, hold: (fd: number) => number): Situation {
+  const openDirectory = (name: PathLike): number => hold(kernel.open(name, O.PATH | O.DIRECTORY | O.CLOEXEC));
+  try {
+    const root = describe(kernel, openDirectory(path));
+    const oldRoot = describe(kernel, openDirectory("/"));
+    if (isSame(root.stat, oldRoot.stat)) throw new SyscallError("switchRoot", EBUSY, pathText(path));
+    return { kernel, root, oldRoot, cwd: openDirectory("."), proc: hold(openProc()), sharedNamespace, mounts: new Map() };
+  } catch (cause) {
+    if (!(cause instanceof SyscallError)) throw cause;
+    throw new SwitchRootError(`cannot switch the root to '${pathText(path)}': ${cause.message}`, { phase: "arguments", cause });
+  }
+}
+
+const EBUSY = 16;
+
+function refuseStrayThread(situation: Situation, path: PathLike): void {
+  let stray: string | undefined;
+  let cause: unknown;
+  try {
+    stray = strayThread(situation);
+  } catch (error) {
+    stray = `whether all threads share this one's root cannot be seen: ${messageOf(error)}`;
+    cause = error;
+  }
+  if (stray === undefined) return;
+  throw new SwitchRootError(`cannot switch the root to '${pathText(path)}': ${stray}`, { phase: "threads", cause });
+}
+
+function firstReason(checks: readonly Check[], situation: Situation): { reason: string; message: string } | undefined {
+  for (const check of checks) {
+    const message = check.rulesOut(situation);
+    if (message !== undefined) return { reason: check.reason, message };
+  }
+  return undefined;
+}
+
+/** Takes the steps; if one fails, takes those before it back. Undefined if none failed. */
+function take(steps: readonly Step[], on: Switch): { phase: string; cause: unknown; suppressed: unknown[] } | undefined {
+  const taken: Step[] = [];
+  for (const step of steps) {
+    if (step.when?.(on) === false) continue;
+    try {
+      step.run(on);
+      taken.push(step);
+    } catch (cause) {
+      return { phase: step.phase, cause, suppressed: on.final ? [] : undo(taken, on) };
+    }
+  }
+  return undefined;
+}
+
+/**
+ * Stops at the first failure, which a DisposableStack would not: after a pivot that could not be taken back, the undo of the bind
+ * mount would unmount the new root.
+ */
+function undo(taken: readonly Step[], on: Switch): unknown[] {
+  for (const step of taken.toReversed()) {
+    try {
+      step.undo?.(on);
+    } catch (error) {
+      return [error];
+    }
+  }
+  return [];
+}
+
+function settle(method: RootMethod, on: Switch): void {
+  if (method === "pivot" || method === "move") {
+    if (!on.sharedNamespace) rememberOwn(describe(on.kernel, top(on)));
+    if (on.tree !== -1) on.kernel.close(on.tree);
+  }
+  // A chroot may well be inside the tree that the process lives in.
+  if (method === "chroot") return;
+  if (livedIn !== undefined) on.kernel.close(livedIn);
+  livedIn = method === "detached" ? on.tree : undefined;
+}
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
