@@ -91,7 +91,9 @@ export function leadsTo(kernel: Kernel, path: string, { stat }: Directory): bool
 
 /** Whether two answers of statx(2) are about one directory on one mount. */
 export function isSame(one: Statx, other: Statx): boolean {
-  return one.mountId === other.mountId && one.ino === other.ino && one.dev === other.dev;
+  return (
+    one.mountId === other.mountId && one.ino === other.ino && one.devMinor === other.devMinor && one.devMajor === other.devMajor
+  );
 }
 
 /** Whether a directory is the root of a mount. */

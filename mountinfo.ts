@@ -364,7 +364,7 @@ export function mountedByOpenat2(fd: number): boolean | undefined {
     try {
       const [above, here] = [statx(parent, "", AT.EMPTY_PATH, 0), statx(fd, "", AT.EMPTY_PATH, 0)];
       // Only in "/" is ".." the directory itself; whether that is a mount's root, the table has to say.
-      return above.ino === here.ino && above.dev === here.dev ? undefined : false;
+      return above.ino === here.ino && above.devMajor === here.devMajor && above.devMinor === here.devMinor ? undefined : false;
     } finally {
       close(parent);
     }

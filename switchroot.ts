@@ -7,6 +7,7 @@
 import {
   attachedRoot,
   type Check,
+  type Directory,
   describe,
   isMountRoot,
   isRefusal,
@@ -124,6 +125,7 @@ interface Switch extends Situation {
   readonly path: Uint8Array;
   /** The copy of the tree at `path` that is entered instead of it; -1 if there is none. */
   tree: number;
+  copy: Directory | undefined;
   /** Whether that copy is, or will be, mounted on `path`. */
   bound: boolean;
   /** Whether the kernel has no open_tree(2), so that the path is bound by its name. */
@@ -156,8 +158,9 @@ interface Method {
 // --- The steps
 
 /** The root that is entered: the copy, or what was at the path all along. */
-function top(on: Switch): number {
-  return on.tree === -1 ? on.root.fd : on.tree;
+function top(on: Switch): Directory {
+  if (on.tree === -1) return on.root;
+  return (on.copy ??= describe(on.kernel, on.tree));
 }
 
 const enterPath: Step = {
@@ -196,6 +199,7 @@ const copyTree: Step = {
 function closeTree(on: Switch): void {
   on.kernel.close(on.tree);
   on.tree = -1;
+  on.copy = undefined;
 }
 
 /** The copy of a shared mount is its peer: mounts inside would appear on the host, and unmounts on the host inside. */
@@ -274,8 +278,8 @@ function detachTree(on: Switch): void {
 const makePutOld: Step = {
   phase: "mkdir",
   when: (on) => on.putOld !== ".",
-  run: (on) => on.kernel.mkdirat(top(on), on.putOld, 0o700),
-  undo: (on) => on.kernel.unlinkat(top(on), on.putOld, AT.REMOVEDIR),
+  run: (on) => on.kernel.mkdirat(top(on).fd, on.putOld, 0o700),
+  undo: (on) => on.kernel.unlinkat(top(on).fd, on.putOld, AT.REMOVEDIR),
 };
 
 /** The kernel gives every thread whose root or working directory was the old root the new one. */
@@ -292,8 +296,7 @@ const pivotRoot: Step = {
 const verify: Step = {
   phase: "verify",
   run: (on) => {
-    if (!leadsTo(on.kernel, "/", describe(on.kernel, top(on))))
-      throw new NotVerified('"/" is not the directory that was entered');
+    if (!leadsTo(on.kernel, "/", top(on))) throw new NotVerified('"/" is not the directory that was entered');
   },
 };
 
@@ -327,7 +330,7 @@ const detachOldRoot: Step = {
 const removePutOld: Step = {
   phase: "rmdir",
   when: (on) => on.putOld !== ".",
-  run: (on) => on.kernel.unlinkat(top(on), on.putOld, AT.REMOVEDIR),
+  run: (on) => on.kernel.unlinkat(top(on).fd, on.putOld, AT.REMOVEDIR),
 };
 
 /** By Bun's own call, so that `process.cwd()` knows. */
@@ -335,8 +338,7 @@ const arrive: Step = {
   phase: "chdir",
   run: (on) => {
     on.kernel.chdir("/");
-    if (!leadsTo(on.kernel, ".", describe(on.kernel, top(on))))
-      throw new NotVerified("the working directory is not the new root");
+    if (!leadsTo(on.kernel, ".", top(on))) throw new NotVerified("the working directory is not the new root");
   },
 };
 
@@ -344,7 +346,7 @@ const listOthers: Step = {
   phase: "list",
   run: (on) => {
     const oldRoot = mountIdOf(on.oldRoot.fd);
-    const newRoot = mountIdOf(top(on));
+    const newRoot = mountIdOf(top(on).fd);
     const mounts = getMounts((mount) => mount.id !== newRoot && mount.id !== oldRoot);
     // Only those that are mounted on the old root itself, with what is stacked on them: what lies below goes along.
     const stackOn = (mount: MountInfo): MountInfo[] => [
@@ -362,7 +364,7 @@ const moveOntoRoot: Step = {
   phase: "move",
   run: (on) => on.kernel.mount(".", "/", null, MS.MOVE, null),
   undo: (on) => {
-    on.kernel.fchdir(top(on));
+    on.kernel.fchdir(top(on).fd);
     on.kernel.mount(".", on.path, null, MS.MOVE, null);
   },
 };
@@ -482,6 +484,7 @@ export function switchRootOn(
       ...situation,
       path: resolved,
       tree: -1,
+      copy: undefined,
       bound: false,
       byName: false,
       privateLater: false,
@@ -605,7 +608,7 @@ function undo(taken: readonly Step[], on: Switch): unknown[] {
 
 function settle(method: RootMethod, on: Switch): void {
   if (method === "pivot" || method === "move") {
-    if (!on.sharedNamespace) rememberOwn(describe(on.kernel, top(on)));
+    if (!on.sharedNamespace) rememberOwn(top(on));
     if (on.tree !== -1) on.kernel.close(on.tree);
   }
   // A chroot may well be inside the tree that the process lives in.

@@ -107,14 +107,12 @@ async function install(packages: string[], signal: AbortSignal): Promise<void> {
 
 /** Packs this machine's bun, the tools that the tests call and the libraries of all of them into a tar file. */
 async function packImage(directory: string, signal: AbortSignal): Promise<string> {
-  const missing = needed.filter((tool) => which(tool) === undefined);
-  const packages = [
-    ...new Set(missing.map((tool) => installedBy[tool] ?? (tool === "bash" ? "bash" : "coreutils and util-linux"))),
-  ];
-  if (missing.length > 0 && packages.every((name) => Object.values(installedBy).includes(name)) && canInstall()) {
-    await install(packages, signal);
-  } else if (missing.length > 0) {
-    throw new Error(`the tests need ${missing.join(", ")}: install ${packages.join(", ")}`);
+  const missing = (): string[] => needed.filter((tool) => which(tool) === undefined);
+  if (missing().length > 0 && canInstall()) {
+    await install([...new Set(missing().map((tool) => installedBy[tool] ?? "util-linux"))], signal);
+  }
+  if (missing().length > 0) {
+    throw new Error(`the tests need ${missing().join(", ")}: install strace, util-linux, mount and coreutils`);
   }
 
   const root = join(directory, "root");
