@@ -1,0 +1,26 @@
+/** Change what a Bun program sees as "/", and know that it really happened. */
+export * from "./mount.ts";
+export {
+  findMount,
+  fsTypeFilter,
+  getMounts,
+  type MountFilter,
+  type MountInfo,
+  MountInfoError,
+  mounted,
+  mountOf,
+  type Propagation,
+  parentsFilter,
+  parseMountInfo,
+  prefixFilter,
+  singleEntryFilter,
+} from "./mountinfo.ts";
+export {
+  type RejectedMethod,
+  type RootMethod,
+  SwitchRootError,
+  type SwitchRootOptions,
+  type SwitchRootResult,
+  switchRoot,
+} from "./switchroot.ts";
+export { type PathLike, SyscallError } from "./syscalls.ts";

@@ -244,9 +244,9 @@ function field(line: Line, before: number, end: number, name: string): string {
 }
 
 function text(line: Line, before: number, end: number): string {
-  return line.plain
-    ? line.text.slice(before + 1, end)
-    : new TextDecoder().decode(unescapeOctal(line.bytes.subarray(before + 1, end)));
+  if (line.plain) return line.text.slice(before + 1, end);
+  // A name may begin with the bytes that a decoder would take for a mark and leave out.
+  return new TextDecoder("utf-8", { ignoreBOM: true }).decode(unescapeOctal(line.bytes.subarray(before + 1, end)));
 }
 
 function propagationOf(line: Line, fields: readonly string[]): Propagation {

@@ -449,26 +449,31 @@ let livedIn: number | undefined;
  * @see pivot_root(2), chroot(2), open_tree(2), mount(2); Linux 5.2, for what older ones lack see the README.
  */
 export function switchRoot(path: PathLike, options: SwitchRootOptions = {}): SwitchRootResult {
-  return switchRootOn(linux, path, options, "process");
+  return switchRootOn(linux, path, options);
 }
 
 /**
- * {@link switchRoot}, on a kernel of the caller's choice.
+ * {@link switchRoot} for a program that has put its main thread, and no other, into a mount namespace of its own, and will replace
+ * itself with execve(2), at which the other threads end: they are left where they are.
  *
- * @param scope `"thread"` for a program that has put its main thread into a mount namespace of its own and will execve(2): the other
- *   threads are left where they are, and end then.
+ * @param fd A descriptor of the directory that becomes "/", opened in that namespace; it stays open.
+ * @param path What to call it in messages.
  */
-export function switchRootOn(
-  kernel: Kernel,
+export function switchRootOfThread(
+  fd: number,
   path: PathLike,
-  options: SwitchRootOptions,
-  scope: "process" | "thread",
+  options: Omit<SwitchRootOptions, "sharedNamespace">,
 ): SwitchRootResult {
+  return switchRootOn(linux, path, { ...options, sharedNamespace: true }, fd);
+}
+
+/** {@link switchRoot}, on a kernel of the caller's choice. With `threadFd`, as {@link switchRootOfThread}. */
+export function switchRootOn(kernel: Kernel, path: PathLike, options: SwitchRootOptions, threadFd?: number): SwitchRootResult {
   const { order, putOld } = checkArguments(path, options);
   using descriptors = new DisposableStack();
   const hold = (fd: number): number => descriptors.adopt(fd, (held) => kernel.close(held));
-  const situation = look(kernel, path, options.sharedNamespace === true || scope === "thread", hold);
-  if (scope === "process") refuseStrayThread(situation, path);
+  const situation = look(kernel, path, threadFd, options.sharedNamespace === true, hold);
+  if (threadFd === undefined) refuseStrayThread(situation, path);
 
   const resolved = pathOf(situation.proc, situation.root.fd);
   const rejected: RejectedMethod[] = [];
@@ -540,10 +545,16 @@ function checkArguments(
 }
 
 /** Opens everything once, before anything is changed; from here on nothing is looked up by its path again. */
-function look(kernel: Kernel, path: PathLike, sharedNamespace: boolean, hold: (fd: number) => number): Situation {
+function look(
+  kernel: Kernel,
+  path: PathLike,
+  fd: number | undefined,
+  sharedNamespace: boolean,
+  hold: (fd: number) => number,
+): Situation {
   const openDirectory = (name: PathLike): number => hold(kernel.open(name, O.PATH | O.DIRECTORY | O.CLOEXEC));
   try {
-    const root = describe(kernel, openDirectory(path));
+    const root = describe(kernel, fd ?? openDirectory(path));
     const oldRoot = describe(kernel, openDirectory("/"));
     if (isSame(root.stat, oldRoot.stat)) throw new SyscallError("switchRoot", EBUSY, pathText(path));
     return { kernel, root, oldRoot, cwd: openDirectory("."), proc: hold(openProc()), sharedNamespace, mounts: new Map() };

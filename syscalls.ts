@@ -12,7 +12,7 @@
  * loader answers to the glibc name as well. What not every libc wraps goes
  * through syscall(2) with its number.
  */
-import { dlopen, type FFIFunction, type Library, type Pointer, read as peek } from "bun:ffi";
+import { ptr as addressOf, dlopen, type FFIFunction, type Library, type Pointer, read as peek } from "bun:ffi";
 
 /** A path: a string, the bytes of one (need not be UTF-8, no closing NUL), or a `file:` URL. */
 export type PathLike = string | Uint8Array | URL;
@@ -102,6 +102,8 @@ export const MOUNT_ATTR = { RDONLY: 1, NOSUID: 2, NODEV: 4, NOEXEC: 8 } as const
 
 export const KCMP = { FS: 3 } as const;
 export const CAP = { SYS_CHROOT: 18, SYS_ADMIN: 21 } as const;
+export const F = { GETFD: 1, SETFD: 2, GETFL: 3, SETFL: 4 } as const;
+export const FD_CLOEXEC = 1;
 export const CLOSE_RANGE = { CLOEXEC: 4 } as const;
 export const PROC_SUPER_MAGIC = 0x9fa0;
 
@@ -491,7 +493,8 @@ export function mount(
   const from = source === null ? null : toPath(source, "source");
   const type = fsType === null ? null : toPath(fsType, "fsType");
   const options = data === null ? null : toPath(data, "data");
-  if (libc("mount")(from, toPath(target, "target"), type, flags, options) === -1) fail("mount", source, target);
+  if (libc("mount")(from, toPath(target, "target"), type, flags, options) === -1)
+    fail("mount", source ?? target, source === null ? null : target);
 }
 
 /** umount2(2). */
@@ -635,6 +638,59 @@ export function effectiveCapabilities(): bigint {
   view.setInt32(4, 0, true);
   if (libc("capget")(bytes, answer) === -1) fail("capget");
   return BigInt(view.getUint32(ANSWER, true)) | (BigInt(view.getUint32(ANSWER + 12, true)) << 32n);
+}
+
+/** fcntl(2) with a command that takes a number: `F.GETFD`, `F.SETFD`, `F.GETFL`, `F.SETFL`. Returns what the command does. */
+export function fcntl(fd: number, command: number, argument = 0): number {
+  const result = libc("fcntl")(fd, command, argument);
+  return result === -1 ? fail("fcntl") : result;
+}
+
+/** close_range(2), Linux 5.9, with `CLOSE_RANGE.CLOEXEC` 5.11. */
+export function close_range(first: number, last: number, flags: number): void {
+  if (numberedCall("close_range")(NR.close_range, first, last, flags) === -1) fail("close_range");
+}
+
+/** signal(2): a signal's disposition becomes the default one. */
+export function resetSignal(signal: number): void {
+  libc("signal")(signal, null);
+}
+
+/** prlimit(2) with RLIMIT_NOFILE: lowers the soft limit of open files of this process to `soft`; the hard limit stays. */
+export function lowerSoftLimitOfFiles(soft: number): void {
+  const RLIMIT_NOFILE = 7;
+  const { bytes, view } = scratch();
+  if (libc("prlimit")(0, RLIMIT_NOFILE, null, bytes) === -1) fail("prlimit");
+  if (BigInt(soft) >= view.getBigUint64(0, true)) return;
+  view.setBigUint64(0, BigInt(soft), true);
+  if (libc("prlimit")(0, RLIMIT_NOFILE, bytes, null) === -1) fail("prlimit");
+}
+
+/**
+ * execvp(3): replaces this process by a command, which is looked up in PATH unless there is a slash in its name. The environment is
+ * the one that this process was started with, byte for byte. Returns only by throwing.
+ *
+ * @param argv The command and its arguments.
+ */
+export function execvp(argv: readonly [PathLike, ...PathLike[]]): never {
+  const encoder = new TextEncoder();
+  const strings = argv.map((argument) => {
+    const path = toPath(argument, "an argument");
+    return typeof path === "string" ? encoder.encode(`${path}\0`) : path;
+  });
+  // The pointers, a NULL, and the strings that they point to, in one piece of memory that does not move.
+  const pointers = 8 * (strings.length + 1);
+  const memory = new ArrayBuffer(Math.max(4096, pointers + strings.reduce((sum, { length }) => sum + length, 0)));
+  const [bytes, view] = [new Uint8Array(memory), new DataView(memory)];
+  const base = addressOf(memory);
+  let at = pointers;
+  strings.forEach((string, index) => {
+    view.setBigUint64(8 * index, BigInt(base + at), true);
+    bytes.set(string, at);
+    at += string.length;
+  });
+  libc("execvp")(toPath(argv[0], "the command"), bytes);
+  return fail("execvp", argv[0]);
 }
 
 /** waitid(2), nothing waited for: whether this process has children, zombies included. */

@@ -1,0 +1,270 @@
+#!/usr/bin/env -S bun --no-env-file --config=/dev/null --tsconfig-override=/dev/null
+/** The `mounttree` command. Whoever runs it may be root in somebody else's directory: nothing is read from there (see the first line). */
+import { ExecError, exec, prepareExec } from "./exec.ts";
+import { drawTree } from "./ls.ts";
+import { version } from "./package.json" with { type: "json" };
+import { bindInside, devInside, procInside, tmpfsInside } from "./rootfs.ts";
+import { type RootMethod, type SwitchRootOptions, switchRootOfThread } from "./switchroot.ts";
+import {
+  CLONE,
+  chdir,
+  MS,
+  mount,
+  O,
+  open,
+  type PathLike,
+  readFile,
+  resetSignal,
+  SyscallError,
+  unshare,
+  write,
+} from "./syscalls.ts";
+
+const help = `mounttree: change what a command sees as "/"
+
+usage: mounttree run [OPTION]... ROOT [--] [COMMAND [ARG]...]
+       mounttree ls [--json] [PATH]
+       mounttree --help | --version
+
+  run   run a command in a root file system of its own
+  ls    show the mount tree
+
+mounttree COMMAND --help says more.
+`;
+
+const runHelp = `usage: mounttree run [OPTION]... ROOT [--] [COMMAND [ARG]...]
+
+Takes a mount namespace of its own, makes the directory ROOT its "/", and replaces itself with
+COMMAND (default: /bin/sh), which is looked up there. Nothing outside sees a mount made here.
+
+  --method LIST        how, in order of preference: pivot, move, detached, chroot
+                       (default: pivot,move)
+  --put-old WHERE      where pivot_root(2) puts the old root: stacked (default), or directory,
+                       a temporary one in ROOT
+  --chdir DIR          start COMMAND in DIR of the new root (default: /)
+  --keep-fds           leave descriptors above 2 open for COMMAND
+
+Mounted in ROOT, in the order given. A missing DEST is made in ROOT, and stays there:
+
+  --bind SRC DEST      SRC and all mounts below it; no devices, no set-user-ID programs
+  --ro-bind SRC DEST   the same, read-only
+  --tmpfs DEST         an empty tmpfs
+  --proc DEST          a procfs of the current PID namespace
+  --dev DEST           a small /dev: null zero full random urandom tty pts ptmx shm fd std*
+
+Exit status: that of COMMAND; 125 if mounttree fails, 126 if COMMAND cannot be executed,
+127 if it is not found.
+`;
+
+const lsHelp = `usage: mounttree ls [--json] [PATH]
+
+Shows the mounts of this mount namespace as a tree: what is mounted, where, how, and to where
+mount events propagate. With PATH: the mount that PATH lies on, and what is mounted below PATH.
+
+  --json   as JSON, an array of objects with the fields of proc_pid_mountinfo(5)
+`;
+
+/** Wrong options or arguments; the message says which. */
+class UsageError extends Error {
+  override readonly name = "UsageError";
+}
+
+/** One argument: its text, and what goes to the kernel, which is its bytes where they are not UTF-8. */
+interface Argument {
+  text: string;
+  path: PathLike;
+}
+
+function main(): void {
+  // Bun ignores it, so that a reader who goes away would not end this.
+  const SIGPIPE = 13;
+  resetSignal(SIGPIPE);
+  const [command, ...rest] = commandLine();
+  if (command === undefined) throw new UsageError("a command is missing: run or ls");
+  const name = command.text;
+  if (name === "run") run(rest);
+  else if (name === "ls") ls(rest);
+  else if (isHelp(name)) print(help);
+  else if (name === "--version") print(`mounttree ${version}\n`);
+  else throw new UsageError(`${name.startsWith("-") ? "unknown option" : "unknown command"} '${name}'`);
+}
+
+function isHelp(option: string): boolean {
+  return option === "--help" || option === "-h";
+}
+
+/** The arguments, from the bytes that the kernel keeps: `process.argv` has lost what is not UTF-8. */
+function commandLine(): Argument[] {
+  const count = process.argv.length - 2;
+  const bytes = readFile("/proc/self/cmdline");
+  const all: Uint8Array[] = [];
+  for (let at = 0; at < bytes.length; ) {
+    const end = bytes.indexOf(0, at);
+    all.push(bytes.slice(at, end));
+    at = end + 1;
+  }
+  return all.slice(all.length - count).map((argument) => {
+    const text = new TextDecoder().decode(argument);
+    return { text, path: text.includes("\uFFFD") ? argument : text };
+  });
+}
+
+// --- run
+
+interface RunOptions {
+  switching: { methods: readonly RootMethod[]; putOld: "stacked" | "directory" };
+  chdir: PathLike;
+  keepDescriptors: boolean;
+  /** What to mount in the root: how to say it, and how to do it. */
+  mounts: { text: string; mount(root: number): void }[];
+}
+
+const methodNames: readonly RootMethod[] = ["pivot", "move", "detached", "chroot"];
+
+function run(args: Argument[]): void {
+  const options: RunOptions = {
+    switching: { methods: ["pivot", "move"], putOld: "stacked" },
+    chdir: "/",
+    keepDescriptors: false,
+    mounts: [],
+  };
+  const rest = [...args];
+  let option = rest.shift();
+  while (option?.text.startsWith("-") && option.text !== "--") {
+    if (isHelp(option.text)) {
+      print(runHelp);
+      return;
+    }
+    takeOption(option.text, rest, options);
+    option = rest.shift();
+  }
+  const root = option?.text === "--" ? rest.shift() : option;
+  if (root === undefined) throw new UsageError("run: ROOT is missing");
+  if (rest[0]?.text === "--") rest.shift();
+  const [command, ...commandArguments] = rest.map(({ path }) => path);
+  enter(root, options);
+  exec([command ?? "/bin/sh", ...commandArguments]);
+}
+
+function takeOption(option: string, rest: Argument[], options: RunOptions): void {
+  const next = (what: string): Argument => {
+    const argument = rest.shift();
+    if (argument === undefined) throw new UsageError(`run: ${option} needs ${what}`);
+    return argument;
+  };
+  const toMount = (what: readonly Argument[], mountInside: (root: number) => void): void => {
+    options.mounts.push({ text: [option, ...what.map(({ text }) => text)].join(" "), mount: mountInside });
+  };
+  switch (option) {
+    case "--method":
+      options.switching.methods = next("a list of methods").text.split(",").map(toMethod);
+      break;
+    case "--put-old":
+      options.switching.putOld = toPutOld(next("'stacked' or 'directory'").text);
+      break;
+    case "--chdir":
+      options.chdir = next("a directory").path;
+      break;
+    case "--keep-fds":
+      options.keepDescriptors = true;
+      break;
+    case "--bind":
+    case "--ro-bind": {
+      const readOnly = option === "--ro-bind";
+      const [source, destination] = [next("SRC and DEST"), next("SRC and DEST")];
+      toMount([source, destination], (root) => bindInside(root, source.path, destination.path, { readOnly }));
+      break;
+    }
+    case "--tmpfs":
+    case "--proc":
+    case "--dev": {
+      const mountInside = { "--tmpfs": tmpfsInside, "--proc": procInside, "--dev": devInside }[option];
+      const destination = next("DEST");
+      toMount([destination], (root) => mountInside(root, destination.path));
+      break;
+    }
+    default:
+      throw new UsageError(`run: unknown option '${option}'`);
+  }
+}
+
+function toMethod(name: string): RootMethod {
+  const method = methodNames.find((known) => known === name);
+  if (method === undefined) throw new UsageError(`run: --method: '${name}' is none of ${methodNames.join(", ")}`);
+  return method;
+}
+
+function toPutOld(where: string): "stacked" | "directory" {
+  if (where === "stacked" || where === "directory") return where;
+  throw new UsageError(`run: --put-old: '${where}' is neither 'stacked' nor 'directory'`);
+}
+
+/** From here on this thread is alone in what it does: the others stay outside, and end with the execve(2). */
+function enter(root: Argument, options: RunOptions): void {
+  prepareExec(options.keepDescriptors);
+  during("taking a mount namespace", () => unshare(CLONE.NEWNS));
+  // Not private: what the host unmounts should not stay busy here.
+  during('keeping mounts from the host, which needs a "/" that is a mount', () =>
+    mount(null, "/", null, MS.REC | MS.SLAVE, null),
+  );
+  const fd = during("opening ROOT", () => open(root.path, O.PATH | O.DIRECTORY | O.CLOEXEC));
+  // What is made for a DEST should not depend on who calls.
+  const umask = process.umask(0);
+  for (const { text, mount: mountInside } of options.mounts) during(text, () => mountInside(fd));
+  process.umask(umask);
+  const switching: SwitchRootOptions = options.switching;
+  switchRootOfThread(fd, root.path, switching);
+  during("--chdir", () => chdir(options.chdir));
+}
+
+function during<T>(what: string, action: () => T): T {
+  try {
+    return action();
+  } catch (error) {
+    if (error instanceof SyscallError) throw new Error(`${what}: ${error.message}`, { cause: error });
+    throw error;
+  }
+}
+
+// --- ls
+
+function ls(args: Argument[]): void {
+  let json = false;
+  const paths: Argument[] = [];
+  const rest = [...args];
+  for (let argument = rest.shift(); argument !== undefined; argument = rest.shift()) {
+    if (isHelp(argument.text)) {
+      print(lsHelp);
+      return;
+    }
+    if (argument.text === "--json") json = true;
+    else if (argument.text === "--") paths.push(...rest.splice(0));
+    else if (argument.text.startsWith("-")) throw new UsageError(`ls: unknown option '${argument.text}'`);
+    else paths.push(argument);
+  }
+  const [path, second] = paths;
+  if (second !== undefined) throw new UsageError(`ls: one PATH at a time, not '${second.text}' as well`);
+  print(drawTree(path?.path, { json, width: process.stdout.columns, ascii: !isUtf8Locale() }));
+}
+
+function isUtf8Locale(): boolean {
+  const { LC_ALL, LC_CTYPE, LANG } = process.env;
+  return /utf-?8/i.test(LC_ALL || LC_CTYPE || LANG || "");
+}
+
+// --- Output
+
+/** By write(2): `process.stdout` costs a start of this command more than all the rest. */
+function print(text: string, fd = 1): void {
+  let bytes = new TextEncoder().encode(text);
+  while (bytes.length > 0) bytes = bytes.subarray(write(fd, bytes));
+}
+
+try {
+  main();
+} catch (error) {
+  if (!(error instanceof Error)) throw error;
+  const hint = error instanceof UsageError ? "Try 'mounttree --help'.\n" : "";
+  print(`mounttree: ${error.message}\n${hint}`, 2);
+  process.exit(error instanceof ExecError ? error.status : 125);
+}

@@ -1,0 +1,134 @@
+/**
+ * Replacing this process by a command that then has what it would have had if Bun had not been in between.
+ */
+import { isRefusal } from "./checks.ts";
+import {
+  AT,
+  CLOSE_RANGE,
+  close,
+  close_range,
+  execvp,
+  F,
+  FD_CLOEXEC,
+  fcntl,
+  lowerSoftLimitOfFiles,
+  O,
+  open,
+  type PathLike,
+  pathText,
+  readDirectory,
+  readFile,
+  readlinkat,
+  resetSignal,
+  SyscallError,
+} from "./syscalls.ts";
+
+/**
+ * Undoes what Bun did to this process at its start, and sees to it which descriptors the command gets. To be called while /proc
+ * is still the one that this process was started with.
+ *
+ * @param keepDescriptors Whether the command gets the descriptors above 2 that this process was given. Default: no.
+ */
+export function prepareExec(keepDescriptors: boolean): void {
+  // The only two that Bun ignores. Others that are ignored were so before, for example by nohup(1).
+  const [SIGPIPE, SIGXFSZ] = [13, 25];
+  resetSignal(SIGPIPE);
+  resetSignal(SIGXFSZ);
+
+  // Bun raises the soft limit to the hard one. What it was before, only the parent still knows.
+  const limit = softLimitOfFiles(process.ppid);
+  if (limit !== undefined) lowerSoftLimitOfFiles(limit);
+
+  for (const stream of [0, 1, 2]) {
+    try {
+      const flags = fcntl(stream, F.GETFL);
+      if (flags & O.NONBLOCK) fcntl(stream, F.SETFL, flags & ~O.NONBLOCK);
+    } catch (error) {
+      if (!isRefusal(error, "EBADF")) throw error;
+    }
+  }
+  if (keepDescriptors) keepInherited();
+  else closeOnExec();
+}
+
+/** The soft limit of open files of a process; undefined if it has none, or may not be seen. */
+function softLimitOfFiles(pid: number): number | undefined {
+  try {
+    const limits = new TextDecoder().decode(readFile(`/proc/${pid}/limits`));
+    const soft = /^Max open files\s+(\d+)/m.exec(limits)?.[1];
+    return soft === undefined ? undefined : Number(soft);
+  } catch (error) {
+    if (error instanceof SyscallError) return undefined;
+    throw error;
+  }
+}
+
+function closeOnExec(): void {
+  try {
+    close_range(3, 0xffff_ffff, CLOSE_RANGE.CLOEXEC);
+  } catch (error) {
+    // Linux before 5.11.
+    if (!isRefusal(error, "ENOSYS", "EINVAL")) throw error;
+    for (const fd of descriptors()) fcntl(fd, F.SETFD, FD_CLOEXEC);
+  }
+}
+
+/** Bun marks what it inherits close-on-exec. Its own descriptors are an epoll instance and an eventfd: those stay marked. */
+function keepInherited(): void {
+  for (const fd of descriptors()) {
+    const target = pathText(readlinkat(AT.FDCWD, `/proc/self/fd/${fd}`));
+    if (!/^anon_inode:\[event(poll|fd)\]$/.test(target)) fcntl(fd, F.SETFD, 0);
+  }
+}
+
+/** The open descriptors above 2. */
+function descriptors(): number[] {
+  const directory = open("/proc/self/fd", O.RDONLY | O.DIRECTORY | O.CLOEXEC);
+  try {
+    const all = readDirectory(directory).map(Number);
+    return all.filter((fd) => fd > 2 && fd !== directory);
+  } finally {
+    close(directory);
+  }
+}
+
+/** Why a command did not start, with the exit status that says so: 127 if it is not found, 126 if it cannot be executed. */
+export class ExecError extends Error {
+  override readonly name = "ExecError";
+  readonly status: 126 | 127;
+
+  constructor(message: string, status: 126 | 127, cause: SyscallError) {
+    super(message, { cause });
+    this.status = status;
+  }
+}
+
+/**
+ * Replaces this process by a command, see {@link execvp}.
+ *
+ * @throws ExecError if there is no such command, or it cannot be executed.
+ */
+export function exec(command: readonly [PathLike, ...PathLike[]]): never {
+  try {
+    return execvp(command);
+  } catch (error) {
+    if (!(error instanceof SyscallError)) throw error;
+    const name = pathText(command[0]);
+    if (error.code !== "ENOENT") throw new ExecError(`cannot execute '${name}': ${error.message}`, 126, error);
+    const missing = exists(command[0])
+      ? `cannot execute '${name}': it is there, but the interpreter or loader that it names is not`
+      : `'${name}' is not found in the new root`;
+    throw new ExecError(missing, 127, error);
+  }
+}
+
+function exists(path: PathLike): boolean {
+  if (!pathText(path).includes("/")) return false;
+  try {
+    close(open(path, O.PATH | O.CLOEXEC));
+    return true;
+  } catch (error) {
+    if (error instanceof SyscallError) return false;
+    throw error;
+  }
+}

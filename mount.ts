@@ -1,0 +1,671 @@
+/**
+ * Changing the mount table: mounting and unmounting, propagation, read-only trees, and the option strings of mount(8).
+ *
+ * A second call on a new mount goes through a descriptor that was opened after it was mounted: by name it could reach
+ * a mount that someone else has put there since.
+ */
+import {
+  findMount,
+  getMounts,
+  isBelow,
+  type MountInfo,
+  mounted,
+  mountedByOpenat2,
+  mountedByTable,
+  mountIdOf,
+  mountOf,
+} from "./mountinfo.ts";
+import {
+  AT,
+  argumentError,
+  close,
+  fstatfs,
+  MNT,
+  MOUNT_ATTR,
+  MOVE_MOUNT,
+  MS,
+  mount_setattr,
+  mount as mountSyscall,
+  move_mount,
+  O,
+  OPEN_TREE,
+  open,
+  open_tree,
+  type PathLike,
+  PROC_SUPER_MAGIC,
+  pathText,
+  readlinkat,
+  SyscallError,
+  statx,
+  UMOUNT,
+  umount2,
+} from "./syscalls.ts";
+
+// --- Option strings
+
+/** What {@link parseMountOptions} reads from an option string. */
+export interface ParsedMountOptions {
+  /** The mount(2) flags that the options set, propagation excepted. */
+  readonly flags: number;
+  /** The flags that they take away: `rw` gives `MS.RDONLY`. None of them is in `flags`. */
+  readonly clear: number;
+  /** The propagation types, each with `MS.REC` if it has it, in the order given. */
+  readonly propagation: readonly number[];
+  /** What is left, for the file system: joined by commas, empty if there is nothing. */
+  readonly data: string;
+}
+
+/** A propagation type of mount_namespaces(7); with an `r`, also for all mounts below. */
+export type PropagationMode = "shared" | "slave" | "private" | "unbindable" | "rshared" | "rslave" | "rprivate" | "runbindable";
+
+const propagationTypes: ReadonlyMap<string, number> = new Map<PropagationMode, number>([
+  ["shared", MS.SHARED],
+  ["slave", MS.SLAVE],
+  ["private", MS.PRIVATE],
+  ["unbindable", MS.UNBINDABLE],
+  ["rshared", MS.SHARED | MS.REC],
+  ["rslave", MS.SLAVE | MS.REC],
+  ["rprivate", MS.PRIVATE | MS.REC],
+  ["runbindable", MS.UNBINDABLE | MS.REC],
+]);
+
+/** The three exclude one another. With none of them the kernel takes relatime, or, at a remount, what was. */
+const accessTimes = MS.NOATIME | MS.RELATIME | MS.STRICTATIME;
+
+/** Everything that belongs to a mount and not to its file system. */
+const perMount = MS.RDONLY | MS.NOSUID | MS.NODEV | MS.NOEXEC | MS.NOSYMFOLLOW | MS.NODIRATIME | accessTimes;
+
+/** What the table shows of the file system's own flags. */
+const perFileSystem = MS.RDONLY | MS.SYNCHRONOUS | MS.DIRSYNC | MS.MANDLOCK | MS.LAZYTIME;
+
+/** Each option's flags: those it sets, those it takes away. */
+const flagOptions: ReadonlyMap<string, readonly [set: number, clear: number]> = new Map<string, [set: number, clear: number]>([
+  ["defaults", [0, 0]],
+  ["ro", [MS.RDONLY, 0]],
+  ["rw", [0, MS.RDONLY]],
+  ["nosuid", [MS.NOSUID, 0]],
+  ["suid", [0, MS.NOSUID]],
+  ["nodev", [MS.NODEV, 0]],
+  ["dev", [0, MS.NODEV]],
+  ["noexec", [MS.NOEXEC, 0]],
+  ["exec", [0, MS.NOEXEC]],
+  ["sync", [MS.SYNCHRONOUS, 0]],
+  ["async", [0, MS.SYNCHRONOUS]],
+  ["dirsync", [MS.DIRSYNC, 0]],
+  ["remount", [MS.REMOUNT, 0]],
+  ["mand", [MS.MANDLOCK, 0]],
+  ["nomand", [0, MS.MANDLOCK]],
+  ["noatime", [MS.NOATIME, MS.RELATIME | MS.STRICTATIME]],
+  ["atime", [0, MS.NOATIME]],
+  ["relatime", [MS.RELATIME, MS.NOATIME | MS.STRICTATIME]],
+  ["norelatime", [0, MS.RELATIME]],
+  ["strictatime", [MS.STRICTATIME, MS.NOATIME | MS.RELATIME]],
+  ["nostrictatime", [0, MS.STRICTATIME]],
+  ["nodiratime", [MS.NODIRATIME, 0]],
+  ["diratime", [0, MS.NODIRATIME]],
+  ["bind", [MS.BIND, MS.REC]],
+  ["rbind", [MS.BIND | MS.REC, 0]],
+  ["lazytime", [MS.LAZYTIME, 0]],
+  ["nolazytime", [0, MS.LAZYTIME]],
+  ["silent", [MS.SILENT, 0]],
+  ["loud", [0, MS.SILENT]],
+  ["iversion", [MS.I_VERSION, 0]],
+  ["noiversion", [0, MS.I_VERSION]],
+  ["nosymfollow", [MS.NOSYMFOLLOW, 0]],
+  ["symfollow", [0, MS.NOSYMFOLLOW]],
+  // Who may mount is for mount(8) alone; that such a mount is not to be trusted, the kernel has to be told.
+  ["user", [MS.NOSUID | MS.NODEV | MS.NOEXEC, 0]],
+  ["users", [MS.NOSUID | MS.NODEV | MS.NOEXEC, 0]],
+  ["owner", [MS.NOSUID | MS.NODEV, 0]],
+  ["group", [MS.NOSUID | MS.NODEV, 0]],
+]);
+
+/** What mount(8), fstab(5) and systemd keep for themselves. */
+const userSpaceOption = /^(?:(?:auto|noauto|nouser|nousers|noowner|nogroup|nofail|_netdev)$|comment=|[xX]-)/;
+
+/** copy_mount_options() in the kernel takes one page and cuts what is longer, without a word. */
+const page = 4096;
+
+/**
+ * Reads an option string as mount(8) does.
+ *
+ * Later options win over earlier ones. Options that only mount(8), fstab(5) or systemd look at (`noauto`, `nofail`,
+ * `_netdev`, `comment=`, `x-*`, ...) are left out, but `user` and `users` stand for `nosuid,nodev,noexec`, `owner` and
+ * `group` for `nosuid,nodev`. Double quotes keep commas together (`context="a,b"`), as a backslash before the comma does;
+ * both are passed on.
+ *
+ * @param options The options, separated by commas. May be empty.
+ * @throws TypeError `ERR_INVALID_ARG_VALUE` for a NUL, half of a surrogate pair, or a quote that is not closed;
+ *   `ERR_OUT_OF_RANGE` if what is left for the file system has 4096 bytes or more, of which the kernel would cut the end;
+ *   `ERR_INVALID_ARG_TYPE` if it is no string.
+ * @see mount(8), libmount's optmap.c; `nosymfollow` is for Linux 5.10 and later.
+ */
+export function parseMountOptions(options: string): ParsedMountOptions {
+  let flags = 0;
+  let clear = 0;
+  const propagation: number[] = [];
+  const rest: string[] = [];
+  for (const option of splitOptions(options)) {
+    const change = flagOptions.get(option);
+    const type = propagationTypes.get(option);
+    if (change !== undefined) {
+      flags = (flags & ~change[1]) | change[0];
+      clear = (clear & ~change[0]) | change[1];
+    } else if (type !== undefined) propagation.push(type);
+    else if (!userSpaceOption.test(option)) rest.push(option);
+  }
+  const data = rest.join(",");
+  // The NUL at the end needs a place in the page, too.
+  if (Buffer.byteLength(data) >= page)
+    throw argumentError("ERR_OUT_OF_RANGE", `options for the file system must be shorter than ${page} bytes`);
+  return { flags, clear, propagation, data };
+}
+
+function splitOptions(options: string): string[] {
+  if (typeof options !== "string") throw argumentError("ERR_INVALID_ARG_TYPE", "options must be a string");
+  if (options.includes("\0")) throw argumentError("ERR_INVALID_ARG_VALUE", "options must not hold a NUL");
+  if (!options.isWellFormed()) throw argumentError("ERR_INVALID_ARG_VALUE", "options is not well-formed UTF-16");
+  const parts: string[] = [];
+  let quoted = false;
+  let start = 0;
+  for (let at = 0; at <= options.length; at++) {
+    const character = options[at];
+    if (character === '"') quoted = !quoted;
+    if (at < options.length && (character !== "," || quoted || options[at - 1] === "\\")) continue;
+    if (at > start) parts.push(options.slice(start, at));
+    start = at + 1;
+  }
+  if (quoted) throw argumentError("ERR_INVALID_ARG_VALUE", `a quote in the options is not closed: '${options}'`);
+  return parts;
+}
+
+/** Options of tmpfs that take a value, by what they set. */
+const tmpfsKeys: ReadonlyMap<string, string> = new Map([
+  ["size", "size"],
+  // The same limit, counted in pages.
+  ["nr_blocks", "size"],
+  ["nr_inodes", "nr_inodes"],
+  ["mode", "mode"],
+  ["uid", "uid"],
+  ["gid", "gid"],
+  ["mpol", "mpol"],
+  ["huge", "huge"],
+  ["usrquota_block_hardlimit", "usrquota_block_hardlimit"],
+  ["usrquota_inode_hardlimit", "usrquota_inode_hardlimit"],
+  ["grpquota_block_hardlimit", "grpquota_block_hardlimit"],
+  ["grpquota_inode_hardlimit", "grpquota_inode_hardlimit"],
+]);
+
+/** Options of tmpfs that take none. */
+const tmpfsFlags: ReadonlyMap<string, string> = new Map([
+  ["noswap", "noswap"],
+  ["inode32", "inode"],
+  ["inode64", "inode"],
+  ["quota", "quota"],
+  ["usrquota", "usrquota"],
+  ["grpquota", "grpquota"],
+]);
+
+/**
+ * Merges options for a tmpfs: of those that set the same thing, the last stays, at its place.
+ *
+ * `exec` and `noexec` set the same thing, and so do `size=` and `nr_blocks=`, `inode32` and `inode64`, and all propagation
+ * types. `defaults` is left out. A comma followed by a digit belongs to the value before it, as in `mpol=bind:0,2`.
+ *
+ * @param options The options: one string, or several of which each is an option or a string of them.
+ * @throws TypeError `ERR_INVALID_ARG_VALUE` for an option that is none of a tmpfs, naming it (`bind` is none); as
+ *   {@link parseMountOptions} for a NUL or an open quote. Values are left for the kernel to judge.
+ * @see tmpfs(5), the kernel's Documentation/filesystems/tmpfs.rst.
+ */
+export function mergeTmpfsOptions(options: string | readonly string[]): string[] {
+  const all: string[] = [];
+  for (const part of splitOptions(typeof options === "string" ? options : options.join(","))) {
+    if (/^\d/.test(part) && all.length > 0) all.push(`${all.pop()},${part}`);
+    else all.push(part);
+  }
+  const seen = new Set<string>();
+  let decided = 0;
+  const merged: string[] = [];
+  for (const option of all.reverse()) {
+    const change = flagOptions.get(option);
+    if (change !== undefined && ((change[0] | change[1]) & (MS.BIND | MS.REC)) === 0) {
+      const bits = change[0] | change[1];
+      if ((bits & ~decided) !== 0) merged.push(option);
+      decided |= bits;
+      continue;
+    }
+    const key = propagationTypes.has(option) ? "propagation" : (tmpfsFlags.get(option) ?? tmpfsKey(option));
+    if (key === undefined) throw argumentError("ERR_INVALID_ARG_VALUE", `'${option}' is not an option of tmpfs`);
+    if (!seen.has(key)) merged.push(option);
+    seen.add(key);
+  }
+  return merged.reverse();
+}
+
+function tmpfsKey(option: string): string | undefined {
+  const sign = option.indexOf("=");
+  return sign === -1 ? undefined : tmpfsKeys.get(option.slice(0, sign));
+}
+
+// --- Mounting
+
+/**
+ * Mounts as `mount -t fsType -o options source target` does.
+ *
+ * What takes several calls of mount(2): a bind with options of its own, such as `bind,ro` (the kernel ignores them in the
+ * first call, so the new mount is writable for a moment; {@link setReadOnly} with `recursive` for what `rbind` brings along);
+ * propagation, in the order given; both need /proc. If a later one fails, what was mounted is unmounted again. A bind
+ * keeps the options that its source's mount has, unless one is taken away by name (`bind,suid`), and ignores those that
+ * belong to a file system (`sync`, `size=`).
+ *
+ * `remount` keeps the options it does not name; with `bind` it changes the mount alone, without it also the file system,
+ * wherever else that is mounted. Options of the file system are passed on as given. Only propagation, and neither a source
+ * nor a type (null or `"none"`): an existing mount is changed. In both cases nothing is undone.
+ *
+ * @param source What is mounted: a device, a directory or file to bind, or what the file system makes of it. Null: nothing.
+ * @param target Where. Symlinks are followed.
+ * @param fsType The file system's type, `"fuse.sshfs"` with its subtype; ignored for a bind. Null: none.
+ * @param options As {@link parseMountOptions} reads them. Default: none.
+ * @throws SyscallError as mount(2); then nothing is mounted. `ENOENT` before anything is mounted if more than one call is needed and
+ *   /proc is not mounted. `SuppressedError` if undoing failed as well: `error` says why, `suppressed` is the first failure.
+ *   TypeError as {@link parseMountOptions}, before anything is mounted.
+ * @see mount(2), mount(8).
+ */
+export function mount(source: PathLike | null, target: PathLike, fsType: string | null, options = ""): void {
+  const parsed = parseMountOptions(options);
+  const { flags, clear, propagation, data } = parsed;
+  if (flags & MS.REMOUNT) {
+    remount(target, parsed);
+    return;
+  }
+  const unnamed = (source === null || source === "none") && (fsType === null || fsType === "none");
+  if (propagation.length > 0 && unnamed && (flags & ~MS.SILENT) === 0 && data === "") {
+    for (const type of propagation) mountSyscall(null, target, null, type, null);
+    return;
+  }
+  const attributes = (flags & MS.BIND) !== 0 && ((flags | clear) & perMount) !== 0;
+  const several = attributes || propagation.length > 0;
+  if (several) requireProc();
+  mountSyscall(source, target, fsType, flags, data === "" ? null : data);
+  if (!several) return;
+
+  const fd = attempt(
+    () => open(target, O.PATH | O.CLOEXEC),
+    // Nothing but the name is left. Without MNT_DETACH this takes no more than one mount.
+    () => umount2(target, 0),
+  );
+  try {
+    attempt(
+      () => {
+        if (attributes) alter(fd, target, MS.REMOUNT | MS.BIND | changed(attributesOf(fd), flags & perMount, clear));
+        for (const type of propagation) alter(fd, target, type);
+      },
+      () => unmountDescriptor(fd, target),
+    );
+  } finally {
+    close(fd);
+  }
+}
+
+function remount(target: PathLike, { flags, clear, propagation, data }: ParsedMountOptions): void {
+  requireProc();
+  withDescriptor(target, (fd) => {
+    const kept = flags & MS.BIND ? attributesOf(fd) : attributesOf(fd) | fileSystemFlagsOf(fd);
+    alter(fd, target, changed(kept, flags & ~MS.REC, clear), data === "" ? null : data);
+    for (const type of propagation) alter(fd, target, type);
+  });
+}
+
+/** The flags after a change, access times always among them: without one of those the kernel would keep what was. */
+function changed(kept: number, set: number, clear: number): number {
+  const flags = (kept & ~clear) | set;
+  return flags & accessTimes ? flags : flags | MS.RELATIME;
+}
+
+/** mount(2) on exactly the mount that the descriptor is on, whatever is mounted over it. */
+function alter(fd: number, target: PathLike, flags: number, data: string | null = null): void {
+  try {
+    mountSyscall(null, descriptorPath(fd), null, flags, data);
+  } catch (error) {
+    throw withPath(error, target);
+  }
+}
+
+/** The same error about the path that the caller knows, who knows nothing of the descriptor. */
+function withPath(error: unknown, path: PathLike): unknown {
+  return error instanceof SyscallError ? new SyscallError(error.syscall, -error.errno, pathText(path)) : error;
+}
+
+/** The mount's own flags, as mount(2) has them. */
+function attributesOf(fd: number): number {
+  // Numbers that statfs(2) has otherwise.
+  const ST_RELATIME = 0x1000;
+  const ST_NOSYMFOLLOW = 0x2000;
+  const { flags } = fstatfs(fd);
+  let attributes = flags & (MS.NOSUID | MS.NODEV | MS.NOEXEC | MS.NOATIME | MS.NODIRATIME);
+  if (flags & ST_NOSYMFOLLOW) attributes |= MS.NOSYMFOLLOW;
+  if (flags & ST_RELATIME) attributes |= MS.RELATIME;
+  else if ((flags & MS.NOATIME) === 0) attributes |= MS.STRICTATIME;
+  // statfs(2) says so too when only the file system is; made the mount's own, it would outlast that.
+  if (flags & MS.RDONLY && isReadOnly(entryOf(fd)?.mountOptions ?? "ro")) attributes |= MS.RDONLY;
+  return attributes;
+}
+
+function fileSystemFlagsOf(fd: number): number {
+  let flags = 0;
+  // Only the words are looked at: the rest is the file system's, and can be longer than what may be passed.
+  for (const option of entryOf(fd)?.superOptions.split(",") ?? []) flags |= flagOptions.get(option)?.[0] ?? 0;
+  return flags & perFileSystem;
+}
+
+function isReadOnly(options: string): boolean {
+  return options === "ro" || options.startsWith("ro,");
+}
+
+function entryOf(fd: number): MountInfo | undefined {
+  const id = mountIdOf(fd);
+  return findMount((mount) => mount.id === id);
+}
+
+/** Unmounts what was mounted a moment ago, and nothing else. */
+function unmountDescriptor(fd: number, target: PathLike): void {
+  const mount = entryOf(fd);
+  // From the descriptor's mount, umount2(2) goes on to the topmost that is stacked over it; so it does from ".".
+  const stacked = (other: MountInfo): boolean => other.parentId === mount?.id && other.mountPoint === mount.mountPoint;
+  if (findMount(stacked) !== undefined) throw new SyscallError("umount2", EBUSY, pathText(target));
+  // Private first: what a recursive bind brought along is of one peer group with the originals, and those would go as well.
+  alter(fd, target, MS.PRIVATE | MS.REC);
+  // The descriptor itself keeps the mount busy.
+  umount2(descriptorPath(fd), MNT.DETACH);
+}
+
+/** Does a thing, or undoes what was before it. */
+function attempt<T>(action: () => T, undo: () => void): T {
+  try {
+    return action();
+  } catch (error) {
+    try {
+      undo();
+    } catch (undoError) {
+      throw new SuppressedError(undoError, error);
+    }
+    throw error;
+  }
+}
+
+const ENOENT = 2;
+const EBUSY = 16;
+
+/** Names in /proc/self/fd are believed only if they are the kernel's: a foreign root could have files of these names. */
+function requireProc(): void {
+  const directory = "/proc/self/fd";
+  const isProc = withDescriptor(directory, (fd) => fstatfs(fd).type === PROC_SUPER_MAGIC);
+  if (!isProc) throw new SyscallError("mount", ENOENT, directory);
+}
+
+function descriptorPath(fd: number): string {
+  return `/proc/self/fd/${fd}`;
+}
+
+function withDescriptor<T>(path: PathLike, use: (fd: number) => T, flags = 0): T {
+  const fd = open(path, O.PATH | O.CLOEXEC | flags);
+  try {
+    return use(fd);
+  } finally {
+    close(fd);
+  }
+}
+
+function isError(error: unknown, ...codes: readonly string[]): boolean {
+  return error instanceof SyscallError && codes.includes(error.code);
+}
+
+/**
+ * Makes a directory or a file a mount point by binding it over itself, with what is mounted below it; the new mounts are private.
+ *
+ * Prepared as a detached tree and attached by descriptor, so that nothing has to be undone by name. On kernels without
+ * these calls (before Linux 5.12), and there only, it needs /proc.
+ *
+ * @param path The directory or file. Symlinks are followed.
+ * @returns True if it was bound, false if it was a mount point already.
+ * @throws SyscallError if there is no such path, or as open_tree(2), move_mount(2) and mount(2); then nothing is mounted.
+ * @see open_tree(2), mount_setattr(2), move_mount(2).
+ */
+export function makeMountPoint(path: PathLike): boolean {
+  return withDescriptor(path, (fd) => {
+    const { mountRoot } = statx(fd, "", AT.EMPTY_PATH, 0);
+    if (mountRoot ?? mountedByOpenat2(fd) ?? mountedByTable(fd)) return false;
+    try {
+      bindByDescriptor(fd, path);
+    } catch (error) {
+      if (!isError(error, "ENOSYS")) throw error;
+      bindByName(fd, path);
+    }
+    return true;
+  });
+}
+
+function bindByDescriptor(fd: number, path: PathLike): void {
+  const tree = open_tree(fd, "", OPEN_TREE.CLONE | OPEN_TREE.CLOEXEC | AT.RECURSIVE | AT.EMPTY_PATH);
+  try {
+    mount_setattr(tree, "", AT.EMPTY_PATH | AT.RECURSIVE, { propagation: MS.PRIVATE });
+    move_mount(tree, "", fd, "", MOVE_MOUNT.F_EMPTY_PATH | MOVE_MOUNT.T_EMPTY_PATH);
+  } catch (error) {
+    throw withPath(error, path);
+  } finally {
+    close(tree);
+  }
+}
+
+function bindByName(fd: number, path: PathLike): void {
+  requireProc();
+  const self = descriptorPath(fd);
+  // `path` itself may lead elsewhere by now; this is where the descriptor is.
+  const place = readlinkat(AT.FDCWD, self);
+  mountSyscall(self, self, null, MS.BIND | MS.REC, null);
+  withDescriptor(
+    place,
+    (bound) =>
+      attempt(
+        () => alter(bound, path, MS.PRIVATE | MS.REC),
+        () => unmountDescriptor(bound, path),
+      ),
+    O.NOFOLLOW,
+  );
+}
+
+// --- Unmounting
+
+/**
+ * Unmounts what is mounted on a path.
+ *
+ * @param target The mount point. Symlinks are followed.
+ * @param options `lazy` (MNT_DETACH), default false: take it out of the tree now, with everything mounted below it, and finish
+ *   when it is no longer busy. `force` (MNT_FORCE), default false: for a server that does not answer.
+ * @throws SyscallError as umount2(2): `EINVAL` if nothing is mounted there, or in a less privileged namespace if it is locked;
+ *   `EBUSY` if it is in use, and for the process's own root, of which umount2(2), neither lazy nor forced, would make the
+ *   file system read-only instead.
+ * @see umount2(2), umount(8).
+ */
+export function unmount(target: PathLike, options: { lazy?: boolean; force?: boolean } = {}): void {
+  const { lazy = false, force = false } = options;
+  // Not before a forced one: the look-up could wait for the server.
+  if (!lazy && !force && isOwnRoot(target)) throw new SyscallError("umount2", EBUSY, pathText(target));
+  umount2(target, (lazy ? MNT.DETACH : 0) | (force ? MNT.FORCE : 0));
+}
+
+function isOwnRoot(target: PathLike): boolean {
+  const id = withDescriptor("/", mountIdOf);
+  try {
+    if (withDescriptor(target, mountIdOf) !== id || !mounted(target)) return false;
+  } catch {
+    // What cannot even be looked at, a dead FUSE mount for example, is for umount2(2) to judge.
+    return false;
+  }
+  // "/" leads to the process's root even where something is mounted over it; umount2(2) does see that.
+  const covers = (mount: MountInfo): boolean => mount.parentId === id && mount.id !== id && mount.mountPoint === "/";
+  try {
+    return findMount(covers) === undefined;
+  } catch {
+    return true;
+  }
+}
+
+/**
+ * Unmounts everything that is mounted on a path or below it, as the path leads there now.
+ *
+ * The order is that of the tree of mounts, so it is right also where mounts are stacked or cover one another. What is hidden
+ * under a mount that lies above `target` is another tree, and left alone. The process's own root is, too.
+ *
+ * @param target A mount point or not. Symlinks are followed.
+ * @param options `lazy` (MNT_DETACH), default false: take each out of the tree now, and finish when it is no longer busy.
+ * @returns The number of mounts that are gone; 0 if nothing is mounted there.
+ * @throws SyscallError if there is no such path; as umount2(2) for the first mount that cannot be unmounted: those before it are gone,
+ *   it and the rest are still mounted. An `Error` with code `ERR_MOUNT_NOT_LISTED`, as {@link mountOf}.
+ */
+export function unmountAll(target: PathLike, options: { lazy?: boolean } = {}): number {
+  const flags = UMOUNT.NOFOLLOW | (options.lazy ? MNT.DETACH : 0);
+  let count = 0;
+  for (const mount of mountsAt(target)) {
+    try {
+      umount2(mount.mountPointBytes ?? mount.mountPoint, flags);
+    } catch (error) {
+      // Unmounting one of two peers unmounts what is on the other: then this one went with an earlier one.
+      const gone = isError(error, "EINVAL", "ENOENT") && findMount(({ id }) => id === mount.id) === undefined;
+      if (!gone) throw error;
+    }
+    count++;
+  }
+  return count;
+}
+
+/** The mounts on a path and below it, in an order in which they can be unmounted. */
+function mountsAt(target: PathLike): MountInfo[] {
+  // The descriptor keeps the mount, and so its ID, until the table is read. It has to be closed before anything is unmounted.
+  return withDescriptor(target, (fd) => {
+    const id = mountIdOf(fd);
+    const path = Buffer.from(readlinkat(AT.FDCWD, descriptorPath(fd))).toString("latin1");
+    const mounts = getMounts();
+    const children = childrenOf(mounts);
+    const byId = new Map(mounts.map((mount) => [mount.id, mount]));
+    // Not listed: mountOf says so in its error.
+    let base = byId.get(id) ?? mountOf(target);
+    // Down a stack to the mount that `target` is an ordinary file or directory of.
+    for (let parent = byId.get(base.parentId); parent && parent !== base && placeOf(base) === path; ) {
+      base = parent;
+      parent = byId.get(base.parentId);
+    }
+    const order: MountInfo[] = [];
+    const add = (mount: MountInfo): void => {
+      for (const child of children.get(mount.id) ?? []) add(child);
+      order.push(mount);
+    };
+    for (const child of children.get(base.id) ?? []) {
+      // On "/" there can only be what covers the root, and no path leads to that.
+      if (isBelow(placeOf(child), path) && child.mountPoint !== "/") add(child);
+    }
+    return order;
+  });
+}
+
+/** Each mount's children, by its ID. The shorter mount point comes first: of two children, it may cover the other. */
+function childrenOf(mounts: readonly MountInfo[]): Map<number, MountInfo[]> {
+  const children = new Map<number, MountInfo[]>();
+  for (const mount of mounts) {
+    // The absolute root of a namespace is its own parent.
+    if (mount.parentId === mount.id) continue;
+    const siblings = children.get(mount.parentId);
+    if (siblings === undefined) children.set(mount.parentId, [mount]);
+    else siblings.push(mount);
+  }
+  for (const siblings of children.values()) siblings.sort((a, b) => placeOf(a).length - placeOf(b).length);
+  return children;
+}
+
+/** The mount point with one character for each byte: two names that are not UTF-8 can read alike as text. */
+function placeOf({ mountPoint, mountPointBytes }: MountInfo): string {
+  return (mountPointBytes === undefined ? Buffer.from(mountPoint) : Buffer.from(mountPointBytes)).toString("latin1");
+}
+
+// --- Changing mounts
+
+/**
+ * Changes the propagation of a mount, or of it and all mounts below.
+ *
+ * @param target The mount point. Symlinks are followed.
+ * @param propagation The type; `"rslave"` and its like are recursive.
+ * @throws SyscallError as mount(2): `EINVAL` if `target` is not a mount point. TypeError `ERR_INVALID_ARG_VALUE` for another word.
+ * @see mount_namespaces(7).
+ */
+export function setPropagation(target: PathLike, propagation: PropagationMode): void {
+  const type = propagationTypes.get(propagation);
+  if (type === undefined) throw argumentError("ERR_INVALID_ARG_VALUE", `'${propagation}' is not a propagation type`);
+  mountSyscall(null, target, null, type, null);
+}
+
+/**
+ * Makes a mount read-only, or it and all mounts below, and leaves its other options and the file system itself as they are.
+ *
+ * All or nothing with mount_setattr(2), Linux 5.12; before that as {@link setReadOnlyByRemount}.
+ *
+ * @param target The mount point. Symlinks are followed.
+ * @param options `recursive`, default false: all mounts below as well.
+ * @throws SyscallError as mount_setattr(2): `EINVAL` if `target` is not a mount point, `EBUSY` if a file on it is open for
+ *   writing. Then nothing has changed.
+ */
+export function setReadOnly(target: PathLike, options: { recursive?: boolean } = {}): void {
+  try {
+    mount_setattr(AT.FDCWD, target, options.recursive ? AT.RECURSIVE : 0, { set: MOUNT_ATTR.RDONLY });
+  } catch (error) {
+    if (!isError(error, "ENOSYS")) throw error;
+    setReadOnlyByRemount(target, options);
+  }
+}
+
+/**
+ * What {@link setReadOnly} does on kernels without mount_setattr(2): one `remount,bind,ro` for each mount, those before it
+ * undone if one fails. Needs /proc.
+ *
+ * @param target The mount point. Symlinks are followed.
+ * @param options `recursive`, default false: all mounts below as well.
+ * @throws SyscallError as mount(2): `EINVAL` if `target` is not a mount point, `EBUSY` if a file on it is open for writing. An `Error` with
+ *   code `ERR_MOUNT_COVERED` if one of the mounts is hidden under another, where no path leads to it. Then nothing has
+ *   changed. `SuppressedError` if undoing failed as well: `error` says why, `suppressed` is the first failure.
+ */
+export function setReadOnlyByRemount(target: PathLike, options: { recursive?: boolean } = {}): void {
+  requireProc();
+  using descriptors = new DisposableStack();
+  const opened = (path: PathLike, flags = 0): number =>
+    descriptors.adopt(open(path, O.PATH | O.CLOEXEC | flags), (fd) => close(fd));
+  const top = opened(target);
+  // All are opened before the first is changed: what cannot be reached is found while nothing has to be undone.
+  const mounts: [fd: number, path: PathLike][] = [[top, target]];
+  for (const mount of options.recursive ? mountsBelow(mountIdOf(top)) : []) {
+    const path = mount.mountPointBytes ?? mount.mountPoint;
+    const fd = opened(path, O.NOFOLLOW);
+    if (mountIdOf(fd) !== mount.id) {
+      const message = `the mount ${mount.id} on '${mount.mountPoint}' is covered by another and cannot be made read-only`;
+      throw Object.assign(new Error(message), { code: "ERR_MOUNT_COVERED" });
+    }
+    mounts.push([fd, path]);
+  }
+  const undo = new DisposableStack();
+  attempt(
+    () => {
+      for (const [fd, path] of mounts) {
+        const before = attributesOf(fd);
+        alter(fd, path, MS.REMOUNT | MS.BIND | MS.RDONLY | before);
+        undo.defer(() => alter(fd, path, MS.REMOUNT | MS.BIND | before));
+      }
+    },
+    () => undo.dispose(),
+  );
+}
+
+function mountsBelow(id: number): MountInfo[] {
+  const children = childrenOf(getMounts());
+  const below = [...(children.get(id) ?? [])];
+  // Grows while it is walked: the children of children follow.
+  for (const mount of below) below.push(...(children.get(mount.id) ?? []));
+  return below;
+}

@@ -1,0 +1,173 @@
+/**
+ * Mounting things inside a root that is not "/" yet.
+ *
+ * A destination is looked up inside the root, so that no symlink and no ".." in it leads out, and what is mounted there is
+ * attached by descriptor with its attributes already set. To mount first and remount through /proc/self/fd would change the mount
+ * that lies under it.
+ */
+import { isRefusal } from "./checks.ts";
+import {
+  AT,
+  close,
+  FSCONFIG,
+  FSMOUNT,
+  FSOPEN,
+  fsconfig,
+  fsmount,
+  fsopen,
+  MOUNT_ATTR,
+  MOVE_MOUNT,
+  MS,
+  mkdirat,
+  mount_setattr,
+  move_mount,
+  O,
+  OPEN_TREE,
+  open_tree,
+  openat,
+  openat2,
+  type PathLike,
+  pathText,
+  RESOLVE,
+  STATX,
+  statx,
+  symlinkat,
+} from "./syscalls.ts";
+
+/**
+ * Binds `source` and everything mounted below it.
+ *
+ * As bubblewrap does, without set-user-ID programs and devices; with `readOnly` down to the last mount.
+ *
+ * @param root A descriptor of the root.
+ * @param source What to bind, looked up from this process's own root and working directory.
+ * @param destination Where, inside the root. It is made if it is missing.
+ * @throws SyscallError, with nothing mounted.
+ */
+export function bindInside(root: number, source: PathLike, destination: PathLike, options: { readOnly?: boolean } = {}): void {
+  const set = MOUNT_ATTR.NOSUID | MOUNT_ATTR.NODEV | (options.readOnly ? MOUNT_ATTR.RDONLY : 0);
+  const tree = openCopy(source, set);
+  attachInside(root, tree, destination);
+}
+
+/** Mounts an empty tmpfs of mode 0755. Parameters as in {@link bindInside}. */
+export function tmpfsInside(root: number, destination: PathLike): void {
+  const made = newMount("tmpfs", MOUNT_ATTR.NOSUID | MOUNT_ATTR.NODEV, { mode: "0755" });
+  attachInside(root, made, destination);
+}
+
+/** Mounts the procfs of this process's PID namespace. Parameters as in {@link bindInside}. */
+export function procInside(root: number, destination: PathLike): void {
+  const made = newMount("proc", MOUNT_ATTR.NOSUID | MOUNT_ATTR.NODEV | MOUNT_ATTR.NOEXEC, {});
+  attachInside(root, made, destination);
+}
+
+const devices = ["null", "zero", "full", "random", "urandom", "tty"];
+
+const links: Readonly<Record<string, string>> = {
+  fd: "/proc/self/fd",
+  stdin: "/proc/self/fd/0",
+  stdout: "/proc/self/fd/1",
+  stderr: "/proc/self/fd/2",
+  core: "/proc/kcore",
+  ptmx: "pts/ptmx",
+};
+
+/**
+ * Mounts a small /dev: a tmpfs with the host's `null`, `zero`, `full`, `random`, `urandom` and `tty`, a devpts of its own, `shm`, and
+ * the usual links. Parameters as in {@link bindInside}.
+ */
+export function devInside(root: number, destination: PathLike): void {
+  const dev = newMount("tmpfs", MOUNT_ATTR.NOSUID | MOUNT_ATTR.NOEXEC, { mode: "0755" });
+  attachInside(root, dev, destination, (mounted) => {
+    for (const device of devices) {
+      // Bound, not made with mknod(2): that takes a privilege, and such a node works nowhere in a user namespace.
+      attachInside(mounted, openCopy(`/dev/${device}`, MOUNT_ATTR.NOSUID | MOUNT_ATTR.NOEXEC), device);
+    }
+    for (const [name, target] of Object.entries(links)) symlinkat(target, mounted, name);
+    mkdirat(mounted, "shm", 0o1777);
+    const pts = newMount("devpts", MOUNT_ATTR.NOSUID | MOUNT_ATTR.NOEXEC, { mode: "0620", ptmxmode: "0666" });
+    attachInside(mounted, pts, "pts");
+  });
+}
+
+/** A private copy of what `source` leads to, attached nowhere. */
+function openCopy(source: PathLike, set: number): number {
+  const tree = open_tree(AT.FDCWD, source, OPEN_TREE.CLONE | OPEN_TREE.CLOEXEC | AT.RECURSIVE);
+  return closedOnFailure(tree, () => {
+    mount_setattr(tree, "", AT.EMPTY_PATH | AT.RECURSIVE, { set, propagation: MS.PRIVATE });
+  });
+}
+
+function newMount(fsType: string, attributes: number, options: Readonly<Record<string, string>>): number {
+  const context = fsopen(fsType, FSOPEN.CLOEXEC);
+  try {
+    // What the mount table calls it; it would be "none".
+    fsconfig(context, FSCONFIG.SET_STRING, "source", fsType);
+    for (const [key, value] of Object.entries(options)) fsconfig(context, FSCONFIG.SET_STRING, key, value);
+    fsconfig(context, FSCONFIG.CMD_CREATE, null, null);
+    return fsmount(context, FSMOUNT.CLOEXEC, attributes);
+  } finally {
+    close(context);
+  }
+}
+
+/** Attaches a tree, and closes its descriptor; `fill` is called in between. */
+function attachInside(root: number, tree: number, destination: PathLike, fill?: (tree: number) => void): void {
+  try {
+    const isDirectory = (statx(tree, "", AT.EMPTY_PATH, STATX.BASIC_STATS).mode & S_IFMT) === S_IFDIR;
+    const place = openInside(root, destination, isDirectory);
+    try {
+      move_mount(tree, "", place, "", MOVE_MOUNT.F_EMPTY_PATH | MOVE_MOUNT.T_EMPTY_PATH);
+    } finally {
+      close(place);
+    }
+    fill?.(tree);
+  } finally {
+    close(tree);
+  }
+}
+
+const S_IFMT = 0o170000;
+const S_IFDIR = 0o040000;
+
+/** Opens a path inside the root; what is missing of it is made, the last part as a directory or as an empty file. */
+function openInside(root: number, path: PathLike, asDirectory: boolean): number {
+  const look = (name: string): number => openat2(root, name, { flags: O.PATH | O.CLOEXEC, resolve: RESOLVE.IN_ROOT });
+  const whole = pathText(path);
+  try {
+    return look(whole);
+  } catch (error) {
+    if (!isRefusal(error, "ENOENT")) throw error;
+  }
+  const names = whole.split("/").filter((name) => name !== "" && name !== ".");
+  let above = look("/");
+  let resolved = "";
+  for (const [index, name] of names.entries()) {
+    resolved += `/${name}`;
+    const parent = above;
+    try {
+      try {
+        above = look(resolved);
+      } catch (error) {
+        if (!isRefusal(error, "ENOENT")) throw error;
+        if (index < names.length - 1 || asDirectory) mkdirat(parent, name, 0o755);
+        else close(openat(parent, name, O.WRONLY | O.CREAT | O.EXCL | O.NOFOLLOW | O.CLOEXEC, 0o644));
+        above = look(resolved);
+      }
+    } finally {
+      close(parent);
+    }
+  }
+  return above;
+}
+
+function closedOnFailure(fd: number, use: () => void): number {
+  try {
+    use();
+    return fd;
+  } catch (error) {
+    close(fd);
+    throw error;
+  }
+}
