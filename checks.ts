@@ -273,20 +273,31 @@ interface Position {
 
 /** Where the mount that a directory lies on hangs; undefined if it is not in this mount namespace. */
 function positionOf({ kernel, mounts }: Situation, { fd, stat }: Directory): Position | undefined {
-  if (stat.mask & STATX.MNT_ID_UNIQUE) {
-    try {
-      const look = (id: bigint): MountFacts => remembered(mounts, id, () => facts(kernel.statmount(id)));
-      const mount = look(stat.mountId);
-      return { mount, parent: look(mount.parentId), exact: true };
-    } catch (error) {
-      if (isRefusal(error, "ENOENT")) return undefined;
-      // Docker's seccomp profile forbids it.
-      if (!isRefusal(error, "ENOSYS", "EPERM")) throw error;
-    }
+  const ask = (id: bigint): MountFacts => remembered(mounts, id, () => facts(kernel.statmount(id)));
+  let mount: MountFacts;
+  try {
+    if ((stat.mask & STATX.MNT_ID_UNIQUE) === 0) return positionInTable(fd);
+    mount = ask(stat.mountId);
+  } catch (error) {
+    if (isRefusal(error, "ENOENT")) return undefined;
+    // Docker's seccomp profile forbids statmount(2).
+    if (isRefusal(error, "ENOSYS", "EPERM")) return positionInTable(fd);
+    throw error;
   }
-  if (mounts.size === 0) for (const mount of getMounts()) mounts.set(BigInt(mount.id), tableFacts(mount));
-  const mount = mounts.get(BigInt(mountIdOf(fd)));
-  return mount && { mount, parent: mounts.get(mount.parentId), exact: false };
+  try {
+    return { mount, parent: ask(mount.parentId), exact: true };
+  } catch (error) {
+    // What is not below this process's root is shown to the privileged only.
+    if (isRefusal(error, "EPERM")) return { mount, parent: undefined, exact: true };
+    throw error;
+  }
+}
+
+function positionInTable(fd: number): Position | undefined {
+  const table = new Map(getMounts().map((mount) => [mount.id, mount]));
+  const mount = table.get(mountIdOf(fd));
+  const parent = mount && table.get(mount.parentId);
+  return mount && { mount: tableFacts(mount), parent: parent && tableFacts(parent), exact: false };
 }
 
 function remembered<K, V>(map: Map<K, V>, key: K, find: () => V): V {

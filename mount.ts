@@ -311,7 +311,7 @@ function remount(target: PathLike, { flags, clear, propagation, data }: ParsedMo
   requireProc();
   withDescriptor(target, (fd) => {
     const kept = flags & MS.BIND ? attributesOf(fd) : attributesOf(fd) | fileSystemFlagsOf(fd);
-    alter(fd, target, changed(kept, flags & ~MS.REC, clear), data === "" ? null : data);
+    alter(fd, target, changed(kept, flags, clear), data === "" ? null : data);
     for (const type of propagation) alter(fd, target, type);
   });
 }
@@ -338,6 +338,13 @@ function withPath(error: unknown, path: PathLike): unknown {
 
 /** The mount's own flags, as mount(2) has them. */
 function attributesOf(fd: number): number {
+  const { flags, attributes } = writableAttributesOf(fd);
+  // statfs(2) says so too when only the file system is; made the mount's own, it would outlast that.
+  return flags & MS.RDONLY && isReadOnly(entryOf(fd)?.mountOptions ?? "ro") ? attributes | MS.RDONLY : attributes;
+}
+
+/** What fstatfs(2) says, and what of it are the mount's own flags, `MS.RDONLY` left out. */
+function writableAttributesOf(fd: number): { flags: number; attributes: number } {
   // Numbers that statfs(2) has otherwise.
   const ST_RELATIME = 0x1000;
   const ST_NOSYMFOLLOW = 0x2000;
@@ -346,9 +353,7 @@ function attributesOf(fd: number): number {
   if (flags & ST_NOSYMFOLLOW) attributes |= MS.NOSYMFOLLOW;
   if (flags & ST_RELATIME) attributes |= MS.RELATIME;
   else if ((flags & MS.NOATIME) === 0) attributes |= MS.STRICTATIME;
-  // statfs(2) says so too when only the file system is; made the mount's own, it would outlast that.
-  if (flags & MS.RDONLY && isReadOnly(entryOf(fd)?.mountOptions ?? "ro")) attributes |= MS.RDONLY;
-  return attributes;
+  return { flags, attributes };
 }
 
 function fileSystemFlagsOf(fd: number): number {
@@ -639,21 +644,21 @@ export function setReadOnlyByRemount(target: PathLike, options: { recursive?: bo
     descriptors.adopt(open(path, O.PATH | O.CLOEXEC | flags), (fd) => close(fd));
   const top = opened(target);
   // All are opened before the first is changed: what cannot be reached is found while nothing has to be undone.
-  const mounts: [fd: number, path: PathLike][] = [[top, target]];
+  const mounts: [fd: number, path: PathLike, before: number][] = [[top, target, attributesOf(top)]];
   for (const mount of options.recursive ? mountsBelow(mountIdOf(top)) : []) {
+    if (isReadOnly(mount.mountOptions)) continue;
     const path = mount.mountPointBytes ?? mount.mountPoint;
     const fd = opened(path, O.NOFOLLOW);
     if (mountIdOf(fd) !== mount.id) {
       const message = `the mount ${mount.id} on '${mount.mountPoint}' is covered by another and cannot be made read-only`;
       throw Object.assign(new Error(message), { code: "ERR_MOUNT_COVERED" });
     }
-    mounts.push([fd, path]);
+    mounts.push([fd, path, writableAttributesOf(fd).attributes]);
   }
   const undo = new DisposableStack();
   attempt(
     () => {
-      for (const [fd, path] of mounts) {
-        const before = attributesOf(fd);
+      for (const [fd, path, before] of mounts) {
         alter(fd, path, MS.REMOUNT | MS.BIND | MS.RDONLY | before);
         undo.defer(() => alter(fd, path, MS.REMOUNT | MS.BIND | before));
       }

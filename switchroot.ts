@@ -271,6 +271,12 @@ const makeMountPoint: readonly Step[] = [
 ];
 
 function detachTree(on: Switch): void {
+  // umount2(2) takes the topmost mount also of ".": one that somebody else has put on ours in the meantime.
+  const id = mountIdOf(on.tree);
+  const foreign = getMounts().find(
+    (mount, _, all) => mount.parentId === id && all.find((ours) => ours.id === id)?.mountPoint === mount.mountPoint,
+  );
+  if (foreign !== undefined) throw new Error(`'${foreign.mountPoint}' is mounted over; the bind mount below it was left there`);
   on.kernel.fchdir(on.tree);
   on.kernel.umount2(".", MNT.DETACH);
 }

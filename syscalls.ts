@@ -473,7 +473,7 @@ function statxFrom(view: DataView): Statx {
   };
 }
 
-/** fstatfs(2): the file system's magic number and its mount's flags, which have the values of {@link MS} (relatime's is 4096 there). */
+/** fstatfs(2): the file system's magic number and its mount's flags, which have the values of {@link MS} (but relatime 0x1000, nosymfollow 0x2000). */
 export function fstatfs(fd: number): { type: number; flags: number } {
   const { bytes, view } = scratch();
   if (libc("fstatfs")(fd, bytes) === -1) fail("fstatfs");

@@ -409,19 +409,6 @@ describe("against the kernel", () => {
     expect(mountOf(path)).toMatchObject({ mountSource: "", fsType: "tmpfs", mountPoint: path });
   });
 
-  test("the subtype of a FUSE file system is part of its type", () => {
-    const path = make("fuse");
-    const O_RDWR = 2;
-    const fuse = open("/dev/fuse", O_RDWR | O.CLOEXEC);
-    try {
-      mount("nobody", path, "fuse.nothing", 0, `fd=${fuse},rootmode=40000,user_id=0,group_id=0`);
-      expect(findMount(singleEntryFilter(path))).toMatchObject({ fsType: "fuse.nothing", mountSource: "nobody" });
-      umount2(path, MNT.DETACH);
-    } finally {
-      close(fuse);
-    }
-  });
-
   test("getMounts gives the lines of the table, in its order", () => {
     const lines = readFileSync("/proc/self/mountinfo", "utf8").trimEnd().split("\n");
     const mounts = getMounts();

@@ -1,0 +1,53 @@
+/**
+ * Programs that change their root run in a process of their own: `child(function)` runs the function there and gives what it
+ * returns. The function's text is all that arrives, so it can use its argument and what `prelude` imports, and nothing else.
+ */
+import { resolve } from "node:path";
+
+const checkout = resolve(import.meta.dir, "..");
+
+/** The names under which a test file must import what its functions use. */
+const prelude = `
+  import * as fs from "node:fs";
+  import * as checks from "${checkout}/checks.ts";
+  import * as mountinfo from "${checkout}/mountinfo.ts";
+  import * as syscalls from "${checkout}/syscalls.ts";
+  import { SwitchRootError, switchRoot, switchRootOn } from "${checkout}/switchroot.ts";
+  import { bindInside, devInside, procInside, tmpfsInside } from "${checkout}/rootfs.ts";
+  import { describeError, makeRoot, observe, startReader } from "${checkout}/test/observe.ts";
+`;
+
+/** Commands that start the program: in a mount namespace of its own, with nothing shared. */
+export const own: readonly string[] = ["unshare", "--mount", "--propagation", "private"];
+/** In the mount namespace of the tests. */
+export const shared: readonly string[] = [];
+
+export interface ChildOptions {
+  /** What starts it. Default {@link own}. */
+  prefix?: readonly string[];
+  cwd?: string;
+}
+
+/**
+ * @param program What to do there. It prints nothing.
+ * @param argument What it is called with; has to survive JSON.
+ */
+export async function child<A, R>(program: (argument: A) => R | Promise<R>, argument: A, options: ChildOptions = {}): Promise<R> {
+  const script = `${prelude}
+    const result = await (${program})(${JSON.stringify(argument)});
+    fs.writeSync(1, "\\n" + JSON.stringify({ result }));
+    process.exit(0);
+  `;
+  const started = Bun.spawn([...(options.prefix ?? own), process.execPath, "-e", script], {
+    stdin: "ignore",
+    stdout: "pipe",
+    stderr: "pipe",
+    cwd: options.cwd ?? "/",
+    timeout: 60_000,
+  });
+  const [stdout, stderr, exitCode] = await Promise.all([started.stdout.text(), started.stderr.text(), started.exited]);
+  const last = stdout.trimEnd().split("\n").at(-1) ?? "";
+  if (exitCode !== 0 || !last.startsWith("{")) throw new Error(`the child ended with ${exitCode}\n${stdout}\n${stderr}`);
+  const { result }: { result: R } = JSON.parse(last);
+  return result;
+}

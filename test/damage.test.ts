@@ -1,0 +1,421 @@
+/**
+ * What goes wrong without the rules of the state machine. Each test is set up so that the damage would be done, and looks for it
+ * from outside: at the mounts of other namespaces, and at the roots of other processes.
+ */
+import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import * as fs from "node:fs";
+import * as checks from "../checks.ts";
+import * as mountinfo from "../mountinfo.ts";
+import { switchRoot, switchRootOn } from "../switchroot.ts";
+import * as syscalls from "../syscalls.ts";
+import { child, own } from "./child.ts";
+import { describeError, makeRoot, mountsOf } from "./observe.ts";
+
+const base = "/tmp/damage";
+let before = "";
+
+beforeEach(() => {
+  before = fs.readFileSync("/proc/self/mountinfo", "utf8");
+  fs.mkdirSync(base);
+  syscalls.mount("base", base, "tmpfs", 0, null);
+  syscalls.mount(null, base, null, syscalls.MS.PRIVATE, null);
+});
+
+afterEach(() => {
+  syscalls.umount2(base, syscalls.MNT.DETACH);
+  fs.rmdirSync(base);
+  expect(fs.readFileSync("/proc/self/mountinfo", "utf8")).toBe(before);
+});
+
+function mountPointsBelow(path: string): string[] {
+  return mountsOf("self")
+    .map((mount) => mount.mountPoint)
+    .filter((mountPoint) => mountPoint.startsWith(`${path}/`))
+    .sort();
+}
+
+function rootOf(pid: number): string {
+  const { dev, ino } = fs.statSync(`/proc/${pid}/root`);
+  return `${dev}:${ino}`;
+}
+
+/** A process that does nothing, started by `prefix`; in a new namespace it is ready when it says so. */
+async function sleeper(prefix: readonly string[]): Promise<{ pid: number } & AsyncDisposable> {
+  const started = Bun.spawn([...prefix, "sh", "-c", "echo ready; exec sleep 60"], { stdout: "pipe" });
+  const reader = started.stdout.getReader();
+  await reader.read();
+  return {
+    pid: started.pid,
+    [Symbol.asyncDispose]: async () => {
+      started.kill();
+      await started.exited;
+    },
+  };
+}
+
+describe("a namespace with other processes in it (rule 1)", () => {
+  test("is not pivoted: the other process keeps its root", async () => {
+    await using other = await sleeper(own);
+    const otherRoot = rootOf(other.pid);
+    const table = JSON.stringify(mountsOf(other.pid));
+    fs.mkdirSync(`${base}/root`);
+    const { method, rejected } = await child((path: string) => switchRoot(path), "/tmp/elsewhere", {
+      prefix: ["nsenter", `--mount=/proc/${other.pid}/ns/mnt`, "sh", "-c", 'mkdir -p /tmp/elsewhere; exec "$@"', "sh"],
+    });
+    fs.rmdirSync("/tmp/elsewhere");
+    expect(method).toBe("detached");
+    expect(rejected.map(({ reason }) => reason)).toEqual(["namespace-shared", "namespace-shared"]);
+    expect(rootOf(other.pid)).toBe(otherRoot);
+    expect(JSON.stringify(mountsOf(other.pid))).toBe(table);
+  });
+
+  test("is not pivoted by process 1 of a PID namespace that was made without a mount namespace", async () => {
+    fs.mkdirSync(`${base}/root`);
+    const root = rootOf(process.pid);
+    const { pid, method, reasons } = await child(
+      (path: string) => {
+        const { method: used, rejected } = switchRoot(path);
+        return { pid: process.pid, method: used, reasons: rejected.map(({ reason }) => reason) };
+      },
+      `${base}/root`,
+      { prefix: ["unshare", "--pid", "--fork"] },
+    );
+    expect(pid).toBe(1);
+    expect(method).toBe("detached");
+    expect(reasons).toEqual(["namespace-shared", "namespace-shared"]);
+    expect(rootOf(process.pid)).toBe(root);
+  });
+
+  test("counts one's own children, whose root would move as well", async () => {
+    fs.mkdirSync(`${base}/root`);
+    const outcome = await child(async (path: string) => {
+      const sleeping = Bun.spawn(["sleep", "60"], { stdio: ["ignore", "ignore", "ignore"] });
+      const proc = syscalls.open("/proc", syscalls.O.PATH);
+      const inode = (): bigint => syscalls.statx(proc, `${sleeping.pid}/root`, 0, syscalls.STATX.BASIC_STATS).ino;
+      const inodeBefore = inode();
+      const { method, rejected } = switchRoot(path, { methods: ["pivot", "chroot"] });
+      const kept = inode() === inodeBefore;
+      sleeping.kill();
+      await sleeping.exited;
+      return { method, message: rejected[0]?.message, pid: sleeping.pid, kept };
+    }, `${base}/root`);
+    expect(outcome).toMatchObject({ method: "chroot", kept: true });
+    expect(outcome.message).toContain(`process ${outcome.pid} lives in it too`);
+  });
+
+  test("is looked at again once children were started, although it was one's own before", async () => {
+    const outcome = await child(async (path: string) => {
+      makeRoot(`${path}/root`);
+      syscalls.mount("proc", `${path}/root/proc`, "proc", 0, null);
+      const first = switchRoot(`${path}/root`, { methods: ["pivot"] }).method;
+      const sleeping = Bun.spawn(["/bin/sleep", "60"], { stdio: [null, null, null] });
+      let message = "";
+      try {
+        switchRoot("/usr", { methods: ["pivot"] });
+      } catch (error) {
+        message = describeError(error).message;
+      }
+      sleeping.kill();
+      await sleeping.exited;
+      return { first, message, second: switchRoot("/usr", { methods: ["pivot"] }).method };
+    }, base);
+    expect(outcome.first).toBe("pivot");
+    expect(outcome.message).toContain("the mount namespace is shared: process");
+    expect(outcome.second).toBe("pivot");
+  });
+
+  test("is pivoted when sharedNamespace says so, and then the others' root moves too", async () => {
+    const outcome = await child(async (path: string) => {
+      makeRoot(`${path}/root`, "new");
+      syscalls.mount("proc", `${path}/root/proc`, "proc", 0, null);
+      const sleeping = Bun.spawn(["sleep", "60"], { stdio: ["ignore", "ignore", "ignore"] });
+      const { method } = switchRoot(`${path}/root`, { sharedNamespace: true });
+      const marker = fs.readFileSync(`/proc/${sleeping.pid}/root/marker`, "utf8");
+      sleeping.kill();
+      await sleeping.exited;
+      return { method, marker };
+    }, base);
+    expect(outcome).toEqual({ method: "pivot", marker: "new" });
+  });
+
+  test("that cannot be looked into, since its processes belong to somebody else, counts as shared", async () => {
+    fs.mkdirSync(`${base}/root`);
+    const outcome = await child(
+      (path: string) => {
+        try {
+          return switchRoot(path).rejected.map(({ reason, method }) => `${method} ${reason}`);
+        } catch (error) {
+          return describeError(error).rejected.map(({ reason, method }) => `${method} ${reason}`);
+        }
+      },
+      `${base}/root`,
+      { prefix: ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "unshare", "--user", "--map-root-user"] },
+    );
+    expect(outcome.slice(0, 2)).toEqual(["pivot namespace-shared", "move namespace-shared"]);
+  });
+});
+
+describe("a process that was chrooted before (rule 2)", () => {
+  interface Jail {
+    base: string;
+    /** Where the process is chrooted to: the root of a mount, or a plain directory. */
+    jail: "mount" | "directory";
+    /** Whether statmount(2) is there. */
+    statmount: boolean;
+  }
+
+  /** Chrooted, with every capability, it switches; then it tries to get out the classic way. */
+  const switchAndEscape = ({ base: path, jail, statmount }: Jail): { rejected: string[]; method: string; found: string } => {
+    fs.writeFileSync("/tmp/outside", "the host");
+    const inside = `${path}/jail`;
+    fs.mkdirSync(inside);
+    syscalls.mount("jail", inside, "tmpfs", 0, null);
+    const place = jail === "mount" ? inside : `${inside}/plain`;
+    makeRoot(place);
+    fs.mkdirSync(`${place}/sub/deep`);
+    syscalls.mount("proc", `${place}/proc`, "proc", 0, null);
+    syscalls.chroot(place);
+    process.chdir("/");
+    const refuse = (): never => {
+      throw new syscalls.SyscallError("statmount", 38);
+    };
+    const kernel = statmount ? syscalls.kernel : { ...syscalls.kernel, statmount: refuse };
+    const { method, rejected } = switchRootOn(kernel, "/sub", {});
+    syscalls.chroot("/deep");
+    for (let step = 0; step < 200; step++) syscalls.chdir("..");
+    syscalls.chroot(".");
+    const found = fs.readdirSync("/").includes("marker") ? fs.readFileSync("/marker", "utf8") : "nothing";
+    return { rejected: rejected.map(({ reason }) => reason), method, found };
+  };
+
+  for (const jail of ["mount", "directory"] as const) {
+    for (const statmount of [true, false]) {
+      test(`is not pivoted or moved, and does not escape: ${jail}, ${statmount ? "with" : "without"} statmount(2)`, async () => {
+        const { rejected, method, found } = await child(switchAndEscape, { base, jail, statmount });
+        expect(rejected).toEqual(["chrooted", "chrooted"]);
+        expect(method).toBe("detached");
+        expect(found).toBe(`${base}/jail${jail === "mount" ? "" : "/plain"}/sub`);
+      });
+    }
+  }
+
+  test("that was not, is pivoted also without statmount(2), where the namespace's root has to be looked for", async () => {
+    const outcome = await child((path: string) => {
+      let asked = 0;
+      const statmount = (): never => {
+        asked++;
+        throw new syscalls.SyscallError("statmount", 38);
+      };
+      const { method } = switchRootOn({ ...syscalls.kernel, statmount }, path, { methods: ["pivot"] });
+      return { method, asked: asked > 0 };
+    }, base);
+    expect(outcome).toEqual({ method: "pivot", asked: true });
+  });
+
+  test("after a move, the root that covers another one is still known as the namespace's", async () => {
+    const outcome = await child((path: string) => {
+      makeRoot(`${path}/root`);
+      syscalls.mount("proc", `${path}/root/proc`, "proc", 0, null);
+      const { method } = switchRoot(`${path}/root`, { methods: ["move"] });
+      const fd = syscalls.open("/", syscalls.O.PATH);
+      const isRoot = checks.isSame(syscalls.statNamespaceRoot(), checks.describe(syscalls.kernel, fd).stat);
+      return { method, isRoot, second: switchRoot("/sub", { methods: ["pivot"] }).method };
+    }, base);
+    expect(outcome).toEqual({ method: "move", isRoot: true, second: "pivot" });
+  });
+});
+
+describe("shared mounts (rules 3, 5 and 9)", () => {
+  /** The host's: a shared mount with a mount on it, and a directory to become a root. */
+  function makeShared(): void {
+    const { MS, mount } = syscalls;
+    mount(null, base, null, MS.SHARED, null);
+    for (const name of ["root", "below"]) fs.mkdirSync(`${base}/${name}`);
+    mount("below", `${base}/below`, "tmpfs", 0, null);
+    mount("inner", `${base}/root`, "tmpfs", 0, null);
+    fs.mkdirSync(`${base}/root/inner`);
+    fs.mkdirSync(`${base}/root/sub`);
+    mount("inner", `${base}/root/inner`, "tmpfs", 0, null);
+  }
+  const unchanged = ["unshare", "--mount", "--propagation", "unchanged"];
+
+  for (const name of ["root", "below", "root/sub"]) {
+    test(`pivot and move are ruled out before anything is mounted: ${name}`, async () => {
+      makeShared();
+      const mountPoints = mountPointsBelow(base);
+      const { method, rejected, log } = await child(
+        (path: string) => {
+          const log: string[] = [];
+          const kernel: syscalls.Kernel = {
+            ...syscalls.kernel,
+            mount: (...args) => {
+              log.push("mount");
+              syscalls.mount(...args);
+            },
+            move_mount: (...args) => {
+              log.push("move_mount");
+              syscalls.move_mount(...args);
+            },
+          };
+          const { method: used, rejected: ruledOut } = switchRootOn(kernel, path, { methods: ["pivot", "move", "chroot"] });
+          return { method: used, rejected: ruledOut.map(({ reason }) => reason), log };
+        },
+        `${base}/${name}`,
+        { prefix: unchanged },
+      );
+      expect(rejected).toEqual(["shared-mount", "shared-mount"]);
+      expect(method).toBe("chroot");
+      expect(log).toEqual([]);
+      expect(mountPointsBelow(base)).toEqual(mountPoints);
+    });
+  }
+
+  test("what is mounted inside a detached root does not appear on the host, and what the host unmounts stays", async () => {
+    makeShared();
+    const mountPoints = mountPointsBelow(base);
+    const outcome = await child(
+      (path: string) => {
+        const { method } = switchRoot(path, { methods: ["detached"] });
+        const context = syscalls.fsopen("tmpfs", 0);
+        syscalls.fsconfig(context, syscalls.FSCONFIG.CMD_CREATE, null, null);
+        const mounted = syscalls.fsmount(context, 0, 0);
+        syscalls.move_mount(mounted, "", syscalls.AT.FDCWD, "/sub", syscalls.MOVE_MOUNT.F_EMPTY_PATH);
+        return { method, inside: mountinfo.mounted("/sub"), inner: mountinfo.mounted("/inner") };
+      },
+      `${base}/root`,
+      { prefix: [] },
+    );
+    expect(outcome).toEqual({ method: "detached", inside: true, inner: true });
+    expect(mountPointsBelow(base)).toEqual(mountPoints);
+  });
+
+  for (const putOld of ["stacked", "directory"] as const) {
+    test(`detaching the old root takes nothing away on the host (${putOld})`, async () => {
+      makeShared();
+      const mountPoints = mountPointsBelow(base);
+      const method = await child(
+        ({ path, where }: { path: string; where: "stacked" | "directory" }) => {
+          // A root beside the shared mounts, which stay shared with the host below the old root.
+          fs.mkdirSync(path);
+          return switchRoot(path, { methods: ["pivot"], putOld: where }).method;
+        },
+        { path: `/tmp/beside-${putOld}`, where: putOld },
+        { prefix: unchanged },
+      );
+      fs.rmdirSync(`/tmp/beside-${putOld}`);
+      expect(method).toBe("pivot");
+      expect(mountPointsBelow(base)).toEqual(mountPoints);
+    });
+  }
+
+  test("move takes nothing away on the host either", async () => {
+    makeShared();
+    const mountPoints = mountPointsBelow(base);
+    fs.mkdirSync("/tmp/beside");
+    const method = await child((path: string) => switchRoot(path, { methods: ["move"] }).method, "/tmp/beside", {
+      prefix: unchanged,
+    });
+    fs.rmdirSync("/tmp/beside");
+    expect(method).toBe("move");
+    expect(mountPointsBelow(base)).toEqual(mountPoints);
+  });
+
+  for (const method of ["pivot", "move"] as const) {
+    test(`${method} leaves the propagation of the new root's own mounts alone`, async () => {
+      const propagation = await child(
+        ({ path, used }: { path: string; used: "pivot" | "move" }) => {
+          fs.mkdirSync(`${path}/proc`);
+          fs.mkdirSync(`${path}/shared`);
+          syscalls.mount("proc", `${path}/proc`, "proc", 0, null);
+          syscalls.mount("shared", `${path}/shared`, "tmpfs", 0, null);
+          syscalls.mount(null, `${path}/shared`, null, syscalls.MS.SHARED, null);
+          switchRoot(path, { methods: [used] });
+          return mountinfo.mountOf("/shared").propagation.shared;
+        },
+        { path: base, used: method },
+      );
+      expect(propagation).toBeGreaterThan(0);
+    });
+  }
+});
+
+describe("undoing", () => {
+  test("leaves a mount alone that somebody else put on the path meanwhile (rule 4)", async () => {
+    const outcome = await child((path: string) => {
+      fs.mkdirSync(`${path}/root`);
+      const pivot_root = (): never => {
+        // What another process of a shared namespace might do between two of our calls.
+        syscalls.mount("foreign", `${path}/root`, "tmpfs", 0, null);
+        throw new syscalls.SyscallError("pivot_root", 22);
+      };
+      try {
+        return switchRootOn({ ...syscalls.kernel, pivot_root }, `${path}/root`, { methods: ["pivot"] }).method;
+      } catch (error) {
+        const mounts = mountinfo.getMounts(mountinfo.singleEntryFilter(`${path}/root`)).map(({ mountSource }) => mountSource);
+        return { error: describeError(error), mounts };
+      }
+    }, base);
+    if (typeof outcome === "string") throw new Error(`it switched by ${outcome}`);
+    expect(outcome.mounts).toEqual(["base", "foreign"]);
+    expect(outcome.error).toMatchObject({ switched: true, phase: "pivot_root" });
+    expect(outcome.error.suppressed.join()).toContain("is mounted over");
+  });
+
+  test("a move that fails has not lost the other mounts", async () => {
+    const outcome = await child((path: string) => {
+      const chroot = (): never => {
+        throw new syscalls.SyscallError("chroot", 1);
+      };
+      const tableBefore = fs.readFileSync("/proc/self/mountinfo", "utf8");
+      try {
+        return switchRootOn({ ...syscalls.kernel, chroot }, path, { methods: ["move"] }).method;
+      } catch (error) {
+        return { error: describeError(error), same: fs.readFileSync("/proc/self/mountinfo", "utf8") === tableBefore };
+      }
+    }, base);
+    expect(outcome).toMatchObject({ error: { switched: false, phase: "chroot" }, same: true });
+  });
+});
+
+describe("verifying (rule 8)", () => {
+  test("tells a mount from another one that has got its plain ID", async () => {
+    const outcome = await child((path: string) => {
+      const look = (): { plain: number; seen: checks.Directory } => {
+        syscalls.mount("again", path, "tmpfs", 0, null);
+        const fd = syscalls.open(path, syscalls.O.PATH);
+        const found = { plain: mountinfo.mountIdOf(fd), seen: checks.describe(syscalls.kernel, fd) };
+        syscalls.close(fd);
+        syscalls.umount2(path, 0);
+        return found;
+      };
+      const [first, second] = [look(), look()];
+      return { reused: first.plain === second.plain, same: first.seen.stat.mountId === second.seen.stat.mountId };
+    }, base);
+    expect(outcome).toEqual({ reused: true, same: false });
+  });
+
+  test("tells a read-only bind mount from its source, and undoes when the root is the wrong one", async () => {
+    const outcome = await child((path: string) => {
+      fs.mkdirSync(`${path}/root`);
+      syscalls.mount(`${path}/root`, `${path}/root`, null, syscalls.MS.BIND, null);
+      const tableBefore = fs.readFileSync("/proc/self/mountinfo", "utf8");
+      // The working directory is led to the mount's source, the same directory on another mount.
+      const source = syscalls.open(path, syscalls.O.PATH);
+      const chroot = (): void => {
+        syscalls.fchdir(source);
+        syscalls.chroot("root/../root");
+      };
+      let calls = 0;
+      const once = (to: syscalls.PathLike): void => (calls++ === 0 ? chroot() : syscalls.chroot(to));
+      try {
+        return switchRootOn({ ...syscalls.kernel, chroot: once }, `${path}/root`, { methods: ["detached"] }).method;
+      } catch (error) {
+        return { error: describeError(error), same: fs.readFileSync("/proc/self/mountinfo", "utf8") === tableBefore };
+      }
+    }, base);
+    expect(outcome).toMatchObject({
+      error: { switched: false, phase: "verify", rejected: [{ reason: "not-verified" }] },
+      same: true,
+    });
+  });
+});
