@@ -1,5 +1,6 @@
 #!/usr/bin/env -S bun --no-env-file --config=/dev/null --tsconfig-override=/dev/null
 /** The `mounttree` command. Whoever runs it may be root in somebody else's directory: nothing is read from there (see the first line). */
+import { isRefusal } from "./checks.ts";
 import { ExecError, exec, prepareExec } from "./exec.ts";
 import { drawTree } from "./ls.ts";
 import { version } from "./package.json" with { type: "json" };
@@ -103,8 +104,10 @@ function commandLine(): Argument[] {
     all.push(bytes.slice(at, end));
     at = end + 1;
   }
+  // With a byte order mark, if there is one: it is a part of the argument.
+  const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   return all.slice(all.length - count).map((argument) => {
-    const text = new TextDecoder().decode(argument);
+    const text = decoder.decode(argument);
     return { text, path: text.includes("\uFFFD") ? argument : text };
   });
 }
@@ -221,7 +224,7 @@ function during<T>(what: string, action: () => T): T {
   try {
     return action();
   } catch (error) {
-    if (error instanceof SyscallError) throw new Error(`${what}: ${error.message}`, { cause: error });
+    if (error instanceof Error) throw new Error(`${what}: ${error.message}`, { cause: error });
     throw error;
   }
 }
@@ -244,7 +247,9 @@ function ls(args: Argument[]): void {
   }
   const [path, second] = paths;
   if (second !== undefined) throw new UsageError(`ls: one PATH at a time, not '${second.text}' as well`);
-  print(drawTree(path?.path, { json, width: process.stdout.columns, ascii: !isUtf8Locale() }));
+  // Bun makes what is behind `process.stdout` non-blocking, a pipe also for those who read from it after this has ended.
+  const width = process.getBuiltinModule("node:tty").isatty(1) ? process.stdout.columns : undefined;
+  print(drawTree(path?.path, { json, width, ascii: !isUtf8Locale() }));
 }
 
 function isUtf8Locale(): boolean {
@@ -257,7 +262,15 @@ function isUtf8Locale(): boolean {
 /** By write(2): `process.stdout` costs a start of this command more than all the rest. */
 function print(text: string, fd = 1): void {
   let bytes = new TextEncoder().encode(text);
-  while (bytes.length > 0) bytes = bytes.subarray(write(fd, bytes));
+  while (bytes.length > 0) {
+    try {
+      bytes = bytes.subarray(write(fd, bytes));
+    } catch (error) {
+      // A full pipe that was non-blocking when it was handed down.
+      if (!isRefusal(error, "EAGAIN")) throw error;
+      Bun.sleepSync(1);
+    }
+  }
 }
 
 try {

@@ -5,7 +5,7 @@
  * attached by descriptor with its attributes already set. To mount first and remount through /proc/self/fd would change the mount
  * that lies under it.
  */
-import { isRefusal } from "./checks.ts";
+import { isRefusal, isSame } from "./checks.ts";
 import {
   AT,
   close,
@@ -30,6 +30,7 @@ import {
   pathText,
   RESOLVE,
   STATX,
+  type Statx,
   statx,
   symlinkat,
 } from "./syscalls.ts";
@@ -118,6 +119,8 @@ function attachInside(root: number, tree: number, destination: PathLike, fill?: 
     const isDirectory = (statx(tree, "", AT.EMPTY_PATH, STATX.BASIC_STATS).mode & S_IFMT) === S_IFDIR;
     const place = openInside(root, destination, isDirectory);
     try {
+      // It would cover the root, and yet not be what the command sees.
+      if (isSame(identityOf(place), identityOf(root))) throw new Error(`'${pathText(destination)}' leads to ROOT itself`);
       move_mount(tree, "", place, "", MOVE_MOUNT.F_EMPTY_PATH | MOVE_MOUNT.T_EMPTY_PATH);
     } finally {
       close(place);
@@ -128,30 +131,34 @@ function attachInside(root: number, tree: number, destination: PathLike, fill?: 
   }
 }
 
+function identityOf(fd: number): Statx {
+  return statx(fd, "", AT.EMPTY_PATH, STATX.BASIC_STATS | STATX.MNT_ID);
+}
+
 const S_IFMT = 0o170000;
 const S_IFDIR = 0o040000;
 
 /** Opens a path inside the root; what is missing of it is made, the last part as a directory or as an empty file. */
 function openInside(root: number, path: PathLike, asDirectory: boolean): number {
-  const look = (name: string): number => openat2(root, name, { flags: O.PATH | O.CLOEXEC, resolve: RESOLVE.IN_ROOT });
-  const whole = pathText(path);
+  const look = (name: PathLike): number => openat2(root, name, { flags: O.PATH | O.CLOEXEC, resolve: RESOLVE.IN_ROOT });
   try {
-    return look(whole);
+    return look(path);
   } catch (error) {
     if (!isRefusal(error, "ENOENT")) throw error;
   }
-  const names = whole.split("/").filter((name) => name !== "" && name !== ".");
+  // In bytes, which need not be UTF-8: each becomes one character.
+  const whole = Buffer.from(path instanceof Uint8Array ? path : pathText(path));
+  const names = [...whole.toString("latin1").matchAll(/[^/]+/g)];
   let above = look("/");
-  let resolved = "";
-  for (const [index, name] of names.entries()) {
-    resolved += `/${name}`;
+  for (const [at, { index: start, 0: { length } }] of names.entries()) {
+    const [resolved, name] = [whole.subarray(0, start + length), whole.subarray(start, start + length)];
     const parent = above;
     try {
       try {
         above = look(resolved);
       } catch (error) {
         if (!isRefusal(error, "ENOENT")) throw error;
-        if (index < names.length - 1 || asDirectory) mkdirat(parent, name, 0o755);
+        if (at < names.length - 1 || asDirectory) mkdirat(parent, name, 0o755);
         else close(openat(parent, name, O.WRONLY | O.CREAT | O.EXCL | O.NOFOLLOW | O.CLOEXEC, 0o644));
         above = look(resolved);
       }

@@ -8,19 +8,17 @@ const checkout = resolve(import.meta.dir, "..");
 
 /** The names under which a test file must import what its functions use. */
 const prelude = `
+  import { heapStats } from "bun:jsc";
   import * as fs from "node:fs";
   import * as checks from "${checkout}/checks.ts";
   import * as mountinfo from "${checkout}/mountinfo.ts";
   import * as syscalls from "${checkout}/syscalls.ts";
   import { SwitchRootError, switchRoot, switchRootOn } from "${checkout}/switchroot.ts";
-  import { bindInside, devInside, procInside, tmpfsInside } from "${checkout}/rootfs.ts";
   import { describeError, makeRoot, observe, startReader } from "${checkout}/test/observe.ts";
 `;
 
 /** Commands that start the program: in a mount namespace of its own, with nothing shared. */
 export const own: readonly string[] = ["unshare", "--mount", "--propagation", "private"];
-/** In the mount namespace of the tests. */
-export const shared: readonly string[] = [];
 
 export interface ChildOptions {
   /** What starts it. Default {@link own}. */

@@ -4,7 +4,17 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { chmodSync, readdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { version } from "../package.json" with { type: "json" };
-import { bothWays, type Finished, makeRoot, run, scratchDirectory, shell, shellApart, userland, watchMountTable } from "./compiled.ts";
+import {
+  bothWays,
+  type Finished,
+  makeRoot,
+  run,
+  scratchDirectory,
+  shell,
+  shellApart,
+  userland,
+  watchMountTable,
+} from "./compiled.ts";
 
 const scratch = scratchDirectory();
 const ways = await bothWays(scratch);
@@ -76,7 +86,10 @@ for (const { name, command: mounttree } of ways) {
       test("a method or a place for the old root that there is not", async () => {
         for (const list of ["escape", "pivot,escape", "", "pivot,"]) {
           const method = list.split(",").at(-1);
-          await fails([...mounttree, "run", "--method", list, onTmpfs], new RegExp(`--method: '${method}' is none of pivot, move, `));
+          await fails(
+            [...mounttree, "run", "--method", list, onTmpfs],
+            new RegExp(`--method: '${method}' is none of pivot, move, `),
+          );
         }
         await fails([...mounttree, "run", "--put-old", "away", onTmpfs], /--put-old: 'away' is neither/);
       });
@@ -131,11 +144,17 @@ for (const { name, command: mounttree } of ways) {
 
     describe("arguments", () => {
       test("-- may stand before ROOT, after it, or both", async () => {
-        const [head, tail] = [[...mounttree, "run", ...userland], ["sh", "-c", "exit 5"]];
+        const [head, tail] = [
+          [...mounttree, "run", ...userland],
+          ["sh", "-c", "exit 5"],
+        ];
         expect(await run([...head, "--", onTmpfs, ...tail])).toMatchObject({ status: 5 });
         expect(await run([...head, onTmpfs, "--", ...tail])).toMatchObject({ status: 5 });
         expect(await run([...head, "--", onTmpfs, "--", ...tail])).toMatchObject({ status: 5 });
-        expect(await run([...head, onTmpfs, "--", "--"])).toMatchObject({ status: 127, stderr: /'--' is not found/ });
+        expect(await run([...head, onTmpfs, "--", "--"])).toMatchObject({
+          status: 127,
+          stderr: expect.stringContaining("'--' is not found"),
+        });
       });
 
       test("a ROOT that begins with a dash can stand after --", async () => {
@@ -171,7 +190,10 @@ for (const { name, command: mounttree } of ways) {
       test("may be many and long", async () => {
         const many = Array.from({ length: 2000 }, (_, index) => String(index));
         const long = "x".repeat(120_000);
-        expect(await inside(["sh", "-c", 'echo $# $2000 ${#2001}', "sh", ...many, long])).toMatchObject({ status: 0, stderr: "" });
+        expect(await inside(["sh", "-c", "echo $# $2000 ${#2001}", "sh", ...many, long])).toMatchObject({
+          status: 0,
+          stderr: "",
+        });
         expect(await inside(["sh", "-c", "for last; do :; done; echo $# ${#last}", "sh", ...many, long])).toMatchObject({
           stdout: "2001 120000\n",
         });
@@ -202,7 +224,7 @@ for (const { name, command: mounttree } of ways) {
         const strace = ["strace", "--quiet=all", `--trace=${calls}`, "--signal=none", ...mounttree, "run", ...userland];
         for (const [method, expected] of [
           ["pivot", /pivot_root\("\.", "\."\)/],
-          ["move", /mount\("\.", "\/", NULL, MS_MOVE, NULL\) = 0\nchroot\("\."\)/],
+          ["move", /mount\("\.", "\/", NULL, MS_MOVE, NULL\) += 0\nchroot\("\."\)/],
           ["detached", /open_tree\(\d+, "", [^)]*AT_RECURSIVE\) += \d+\nchroot\("\."\)/],
           ["chroot", /^chroot\("\."\)/m],
         ] as const) {
@@ -216,12 +238,22 @@ for (const { name, command: mounttree } of ways) {
         }
 
         test(`can be on ${where}, and either --put-old leaves nothing in it`, async () => {
-          const before = readdirSync(root);
+          const before = readdirSync(root).sort();
           for (const putOld of ["stacked", "directory"]) {
-            const { status, stdout, stderr } = await run([...strace, "--method", "pivot", "--put-old", putOld, root, "ls", "-A", "/"]);
+            const { status, stdout, stderr } = await run([
+              ...strace,
+              "--method",
+              "pivot",
+              "--put-old",
+              putOld,
+              root,
+              "ls",
+              "-A",
+              "/",
+            ]);
             expect(stderr).toMatch(putOld === "stacked" ? /pivot_root\("\.", "\."\)/ : /pivot_root\("\.", "\.pivot_root\w+"\)/);
-            expect({ status, stdout: stdout.trim().split("\n").sort() }).toEqual({ status: 0, stdout: before.sort() });
-            expect(readdirSync(root)).toEqual(before);
+            expect({ status, stdout: stdout.trim().split("\n").sort() }).toEqual({ status: 0, stdout: before });
+            expect(readdirSync(root).sort()).toEqual(before);
           }
         });
       }
@@ -233,7 +265,8 @@ for (const { name, command: mounttree } of ways) {
 
       test("may be read-only, but not for --put-old directory", async () => {
         const script = 'mount --bind "$1" "$1"; mount -o remount,bind,ro "$1"; root=$1; shift; "$@" "$root" ls /usr/bin/ls';
-        const on = (...options: string[]) => shellApart(script, [onDisk, ...mounttree, "run", ...userland, "--method", ...options]);
+        const on = (...options: string[]) =>
+          shellApart(script, [onDisk, ...mounttree, "run", ...userland, "--method", ...options]);
         for (const method of ["pivot", "move", "detached", "chroot"]) {
           expect(await on(method)).toMatchObject({ status: 0, stdout: "/usr/bin/ls\n" });
         }
@@ -267,7 +300,7 @@ for (const { name, command: mounttree } of ways) {
       const chrooted = (jail: string, ...options: string[]) =>
         shellApart(
           `mkdir -p "$1"; ${jail}
-           for each in usr work proc tmp; do mkdir -p "$1/$each"; mount --rbind /$each "$1/$each"; done
+           for each in usr work proc dev tmp; do mkdir -p "$1/$each"; mount --rbind /$each "$1/$each"; done
            ln -sfn usr/bin "$1/bin"; ln -sfn usr/lib "$1/lib"; ln -sfn usr/lib64 "$1/lib64"
            jail=$1; shift; exec chroot "$jail" "$@"`,
           ["/jail-of-cli-tests", ...mounttree, "run", ...userland, ...options, onTmpfs, "echo", "inside"],
@@ -277,7 +310,9 @@ for (const { name, command: mounttree } of ways) {
 
       test("nothing weaker is taken than what was asked for, and the error says what is wrong", async () => {
         const { status, stdout, stderr } = await chrooted(mountPoint);
-        expect(stderr).toMatch(/^mounttree: cannot switch the root to .*: pivot: this process was chrooted: .*; move: this process was chrooted/);
+        expect(stderr).toMatch(
+          /^mounttree: cannot switch the root to .*: pivot: this process was chrooted: .*; move: this process was chrooted/,
+        );
         expect({ status, stdout }).toEqual({ status: 125, stdout: "" });
       });
 
@@ -301,9 +336,15 @@ for (const { name, command: mounttree } of ways) {
       for (const [options, words] of [
         [["--help"], ["mounttree run", "mounttree ls"]],
         [["-h"], ["mounttree run", "mounttree ls"]],
-        [["run", "--help"], ["usage: mounttree run", "--ro-bind SRC DEST", "--keep-fds", "125", "126", "127"]],
+        [
+          ["run", "--help"],
+          ["usage: mounttree run", "--ro-bind SRC DEST", "--keep-fds", "125", "126", "127"],
+        ],
         [["run", "--method", "pivot", "-h"], ["usage: mounttree run"]],
-        [["ls", "--help"], ["usage: mounttree ls", "--json"]],
+        [
+          ["ls", "--help"],
+          ["usage: mounttree ls", "--json"],
+        ],
       ] as const) {
         const { status, stdout, stderr } = await run([...mounttree, ...options]);
         for (const word of words) expect(stdout).toContain(word);

@@ -1,0 +1,77 @@
+/** A process that switches thousands of times is no larger afterwards. */
+import { heapStats } from "bun:jsc";
+import { expect, test } from "bun:test";
+import * as fs from "node:fs";
+import { type RootMethod, switchRoot } from "../switchroot.ts";
+import * as syscalls from "../syscalls.ts";
+import { child, own } from "./child.ts";
+
+/** No threads of the collector and the compiler, which come and go as they please. */
+const quiet = ["env", "BUN_JSC_useConcurrentJIT=0", "BUN_JSC_useConcurrentGC=0", "BUN_JSC_numberOfGCMarkers=1"];
+
+interface Footprint {
+  mounts: number;
+  descriptors: number;
+  threads: number;
+  /** What the collector leaves. */
+  objects: number;
+  /** Bytes. */
+  heap: number;
+  resident: number;
+}
+
+interface Plan {
+  method: RootMethod;
+  putOld: "stacked" | "directory";
+}
+
+async function switchOften({ method, putOld }: Plan): Promise<[before: Footprint, after: Footprint]> {
+  await Bun.file("/proc/self/comm").text();
+  fs.mkdirSync("/tmp/self", { recursive: true });
+  const host = syscalls.open("/", syscalls.O.PATH | syscalls.O.CLOEXEC);
+  const { MS, mount } = syscalls;
+  const switchOnce = (): void => {
+    if (method !== "pivot") {
+      // A detached root, or a chroot, is left through a descriptor.
+      switchRoot("/tmp", { methods: [method], putOld });
+      syscalls.fchdir(host);
+      syscalls.chroot(".");
+      return;
+    }
+    mount("/", "/tmp/self", null, MS.BIND | MS.REC, null);
+    switchRoot("/tmp/self", { methods: [method], putOld });
+  };
+  const footprint = (): Footprint => {
+    Bun.gc(true);
+    const { objectCount, heapSize } = heapStats();
+    return {
+      mounts: fs.readFileSync("/proc/self/mountinfo", "utf8").split("\n").length,
+      descriptors: fs.readdirSync("/proc/self/fd").length,
+      threads: fs.readdirSync("/proc/self/task").length,
+      objects: objectCount,
+      heap: heapSize,
+      resident: process.memoryUsage.rss(),
+    };
+  };
+  for (let i = 0; i < 1000; i++) switchOnce();
+  const before = footprint();
+  for (let i = 0; i < 3000; i++) switchOnce();
+  return [before, footprint()];
+}
+
+for (const plan of [
+  { method: "pivot", putOld: "stacked" },
+  { method: "pivot", putOld: "directory" },
+  { method: "detached", putOld: "stacked" },
+  { method: "chroot", putOld: "stacked" },
+] satisfies Plan[]) {
+  test(`3,000 switches by ${plan.method} (${plan.putOld}) leave mounts, descriptors, threads and memory where they were`, async () => {
+    const [before, after] = await child(switchOften, plan, { prefix: [...own, ...quiet] });
+    const counts = ({ mounts, descriptors, threads }: Footprint): number[] => [mounts, descriptors, threads];
+    expect(counts(after)).toEqual(counts(before));
+    expect(after.objects - before.objects).toBeLessThan(100);
+    expect(after.heap - before.heap).toBeLessThan(128 << 10);
+    // A page for each switch would be 12 MiB; compiling what has run often takes one or two.
+    expect(after.resident - before.resident).toBeLessThan(6 << 20);
+  }, 60_000);
+}
