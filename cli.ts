@@ -6,20 +6,7 @@ import { drawTree } from "./ls.ts";
 import { version } from "./package.json" with { type: "json" };
 import { bindInside, devInside, procInside, tmpfsInside } from "./rootfs.ts";
 import { type RootMethod, type SwitchRootOptions, switchRootOfThread } from "./switchroot.ts";
-import {
-  CLONE,
-  chdir,
-  MS,
-  mount,
-  O,
-  open,
-  type PathLike,
-  readFile,
-  resetSignal,
-  SyscallError,
-  unshare,
-  write,
-} from "./syscalls.ts";
+import { CLONE, chdir, MS, mount, O, open, type PathLike, readFile, resetSignal, unshare, write } from "./syscalls.ts";
 
 const help = `mounttree: change what a command sees as "/"
 

@@ -150,15 +150,16 @@ function openInside(root: number, path: PathLike, asDirectory: boolean): number 
   const whole = Buffer.from(path instanceof Uint8Array ? path : pathText(path));
   const names = [...whole.toString("latin1").matchAll(/[^/]+/g)];
   let above = look("/");
-  for (const [at, { index: start, 0: { length } }] of names.entries()) {
-    const [resolved, name] = [whole.subarray(0, start + length), whole.subarray(start, start + length)];
+  for (const found of names) {
+    const end = found.index + found[0].length;
+    const [resolved, name] = [whole.subarray(0, end), whole.subarray(found.index, end)];
     const parent = above;
     try {
       try {
         above = look(resolved);
       } catch (error) {
         if (!isRefusal(error, "ENOENT")) throw error;
-        if (at < names.length - 1 || asDirectory) mkdirat(parent, name, 0o755);
+        if (found !== names.at(-1) || asDirectory) mkdirat(parent, name, 0o755);
         else close(openat(parent, name, O.WRONLY | O.CREAT | O.EXCL | O.NOFOLLOW | O.CLOEXEC, 0o644));
         above = look(resolved);
       }
