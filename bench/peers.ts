@@ -14,7 +14,7 @@ export interface PeerOptions {
 /** A process that answers to the commands in peer.ts and floor.c. */
 export class Peer implements AsyncDisposable {
   readonly #process: Bun.Subprocess<"pipe", "pipe", "inherit">;
-  readonly #output: ReadableStreamDefaultReader<Uint8Array>;
+  readonly #output: AsyncIterator<Uint8Array>;
 
   constructor(options: PeerOptions) {
     const { enter, ...values } = options;
@@ -32,7 +32,7 @@ export class Peer implements AsyncDisposable {
     ];
     if (enter) command.push("--enter");
     this.#process = Bun.spawn(command, { stdin: "pipe", stdout: "pipe", stderr: "inherit" });
-    this.#output = this.#process.stdout.getReader();
+    this.#output = this.#process.stdout[Symbol.asyncIterator]();
   }
 
   /** @returns The times in nanoseconds; for "state", what that command says. */
@@ -42,7 +42,7 @@ export class Peer implements AsyncDisposable {
     const decoder = new TextDecoder();
     let answer = "";
     while (!answer.endsWith("\n")) {
-      const { done, value } = await this.#output.read();
+      const { done, value } = await this.#output.next();
       if (done) throw new Error(`a process of the bench ended instead of answering to '${command}'`);
       answer += decoder.decode(value, { stream: true });
     }
