@@ -43,7 +43,7 @@ import {
  * @param root A descriptor of the root.
  * @param source What to bind, looked up from this process's own root and working directory.
  * @param destination Where, inside the root. It is made if it is missing.
- * @throws SyscallError, with nothing mounted.
+ * @throws SyscallError, or Error if the destination is not fit for the source; nothing is mounted then.
  */
 export function bindInside(root: number, source: PathLike, destination: PathLike, options: { readOnly?: boolean } = {}): void {
   const set = MOUNT_ATTR.NOSUID | MOUNT_ATTR.NODEV | (options.readOnly ? MOUNT_ATTR.RDONLY : 0);
@@ -113,14 +113,18 @@ function newMount(fsType: string, attributes: number, options: Readonly<Record<s
   }
 }
 
-/** Attaches a tree, and closes its descriptor; `fill` is called in between. */
+/**
+ * Attaches a tree, and closes its descriptor; `fill` is called in between.
+ *
+ * @throws SyscallError, or Error for a destination that leads to the root itself, or to a directory where the tree is none, or
+ *   the other way round.
+ */
 function attachInside(root: number, tree: number, destination: PathLike, fill?: (tree: number) => void): void {
   try {
-    const isDirectory = (statx(tree, "", AT.EMPTY_PATH, STATX.BASIC_STATS).mode & S_IFMT) === S_IFDIR;
-    const place = openInside(root, destination, isDirectory);
+    const asDirectory = isDirectory(identityOf(tree));
+    const place = openInside(root, destination, asDirectory);
     try {
-      // It would cover the root, and yet not be what the command sees.
-      if (isSame(identityOf(place), identityOf(root))) throw new Error(`'${pathText(destination)}' leads to ROOT itself`);
+      refuse(identityOf(place), identityOf(root), asDirectory, pathText(destination));
       move_mount(tree, "", place, "", MOVE_MOUNT.F_EMPTY_PATH | MOVE_MOUNT.T_EMPTY_PATH);
     } finally {
       close(place);
@@ -131,12 +135,26 @@ function attachInside(root: number, tree: number, destination: PathLike, fill?: 
   }
 }
 
+function refuse(place: Statx, root: Statx, asDirectory: boolean, destination: string): void {
+  // It would cover the root, and yet not be what the command sees.
+  if (isSame(place, root)) throw new Error(`'${destination}' leads to ROOT itself`);
+  if (isDirectory(place) === asDirectory) return;
+  // The kernel would say EINVAL.
+  const reason = asDirectory
+    ? "is no directory, as what is to be mounted there is"
+    : "is a directory, and what is to be mounted there is none";
+  throw new Error(`'${destination}' ${reason}`);
+}
+
 function identityOf(fd: number): Statx {
   return statx(fd, "", AT.EMPTY_PATH, STATX.BASIC_STATS | STATX.MNT_ID);
 }
 
-const S_IFMT = 0o170000;
-const S_IFDIR = 0o040000;
+function isDirectory({ mode }: Statx): boolean {
+  const S_IFMT = 0o170000;
+  const S_IFDIR = 0o040000;
+  return (mode & S_IFMT) === S_IFDIR;
+}
 
 /** Opens a path inside the root; what is missing of it is made, the last part as a directory or as an empty file. */
 function openInside(root: number, path: PathLike, asDirectory: boolean): number {
