@@ -45,6 +45,8 @@ export interface Situation {
   readonly kernel: Kernel;
   /** What is to become "/". */
   readonly root: Directory;
+  /** Where that is, from what is "/" now. */
+  readonly path: string | Uint8Array;
   /** What is "/" now. */
   readonly oldRoot: Directory;
   /** The working directory. */

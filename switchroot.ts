@@ -38,6 +38,7 @@ import {
   OPEN_TREE,
   type PathLike,
   pathText,
+  RESOLVE,
   SyscallError,
   toPath,
   UMOUNT,
@@ -121,8 +122,6 @@ interface SwitchRootErrorDetails {
 
 /** A switch on its way. */
 interface Switch extends Situation {
-  /** The new root's path, from the old root. */
-  readonly path: Uint8Array;
   /** The copy of the tree at `path` that is entered instead of it; -1 if there is none. */
   tree: number;
   copy: Directory | undefined;
@@ -295,7 +294,7 @@ const pivotRoot: Step = {
   // The exact inverse: each of the two mounts goes back to where it was.
   undo: (on) => {
     on.kernel.fchdir(on.oldRoot.fd);
-    on.kernel.pivot_root(".", on.path.subarray(1));
+    on.kernel.pivot_root(".", on.path.slice(1));
   },
 };
 
@@ -481,7 +480,6 @@ export function switchRootOn(kernel: Kernel, path: PathLike, options: SwitchRoot
   const situation = look(kernel, path, threadFd, options.sharedNamespace === true, hold);
   if (threadFd === undefined) refuseStrayThread(situation, path);
 
-  const resolved = pathOf(situation.proc, situation.root.fd);
   const rejected: RejectedMethod[] = [];
   let failure: { phase: string; method?: RootMethod; cause?: unknown } = { phase: "checks" };
   for (const method of order) {
@@ -493,7 +491,6 @@ export function switchRootOn(kernel: Kernel, path: PathLike, options: SwitchRoot
     }
     const on: Switch = {
       ...situation,
-      path: resolved,
       tree: -1,
       copy: undefined,
       bound: false,
@@ -506,7 +503,7 @@ export function switchRootOn(kernel: Kernel, path: PathLike, options: SwitchRoot
     const failed = take(steps, on);
     if (failed === undefined) {
       settle(method, on);
-      return { method, root: pathText(resolved), bound: on.bound, rejected };
+      return { method, root: pathText(situation.path), bound: on.bound, rejected };
     }
     const { phase, cause, suppressed } = failed;
     const message = `${phase}: ${messageOf(cause)}`;
@@ -558,16 +555,45 @@ function look(
   sharedNamespace: boolean,
   hold: (fd: number) => number,
 ): Situation {
-  const openDirectory = (name: PathLike): number => hold(kernel.open(name, O.PATH | O.DIRECTORY | O.CLOEXEC));
+  const flags = O.PATH | O.DIRECTORY | O.CLOEXEC;
   try {
-    const root = describe(kernel, fd ?? openDirectory(path));
-    const oldRoot = describe(kernel, openDirectory("/"));
+    const proc = hold(openProc());
+    const opened: ReturnType<typeof openRoot> = fd === undefined ? openRoot(kernel, path, flags) : { fd };
+    const root = describe(kernel, fd ?? hold(opened.fd));
+    const oldRoot = describe(kernel, hold(kernel.open("/", flags)));
     if (isSame(root.stat, oldRoot.stat)) throw new SyscallError("switchRoot", EBUSY, pathText(path));
-    return { kernel, root, oldRoot, cwd: openDirectory("."), proc: hold(openProc()), sharedNamespace, mounts: new Map() };
+    return {
+      kernel,
+      root,
+      path: opened.path ?? pathOf(proc, root.fd),
+      oldRoot,
+      cwd: hold(kernel.open(".", flags)),
+      proc,
+      sharedNamespace,
+      mounts: new Map(),
+    };
   } catch (cause) {
     if (!(cause instanceof SyscallError)) throw cause;
     throw new SwitchRootError(`cannot switch the root to '${pathText(path)}': ${cause.message}`, { phase: "arguments", cause });
   }
+}
+
+/** Whether a path is written as the kernel would write it, if there are no symlinks in it. */
+function isResolved(path: PathLike): path is string {
+  return typeof path === "string" && /^(\/(?!\.{0,2}(\/|$))[^/]+)+$/.test(path);
+}
+
+/** Opens the path. Where there is no symlink in it, it need not be asked where it led, which takes longer than to open it. */
+function openRoot(kernel: Kernel, path: PathLike, flags: number): { fd: number; path?: string } {
+  if (isResolved(path)) {
+    try {
+      return { fd: kernel.openat2(AT.FDCWD, path, { flags, resolve: RESOLVE.NO_SYMLINKS }), path };
+    } catch (error) {
+      // ELOOP is a symlink. The others are Linux before 5.6, or a seccomp filter.
+      if (!isRefusal(error, "ELOOP", "ENOSYS", "EPERM")) throw error;
+    }
+  }
+  return { fd: kernel.open(path, flags) };
 }
 
 const EBUSY = 16;

@@ -746,6 +746,7 @@ export interface Kernel {
   mount_setattr: typeof mount_setattr;
   move_mount: typeof move_mount;
   open: typeof open;
+  openat2: typeof openat2;
   open_tree: typeof open_tree;
   pivot_root: typeof pivot_root;
   sharesFs: typeof sharesFs;
@@ -767,6 +768,7 @@ export const kernel: Kernel = {
   mount_setattr,
   move_mount,
   open,
+  openat2,
   open_tree,
   pivot_root,
   sharesFs,
