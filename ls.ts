@@ -22,11 +22,12 @@ export interface DrawOptions {
 export function drawTree(path: PathLike | undefined, options: DrawOptions = {}): string {
   const mounts = path === undefined ? getMounts() : mountsBelow(path);
   if (options.json) return `${JSON.stringify(mounts, bytesAsNumbers, 2)}\n`;
+  const ascii = options.ascii === true;
   const rows = [
     { target: "TARGET", source: "SOURCE", type: "FSTYPE", options: "OPTIONS", propagation: "PROPAGATION" },
-    ...rowsOf(mounts, options.ascii === true),
+    ...rowsOf(mounts, ascii),
   ];
-  return layOut(rows, options.width);
+  return layOut(rows, options.width, ascii ? "~" : "…");
 }
 
 function bytesAsNumbers(_key: string, value: unknown): unknown {
@@ -56,6 +57,7 @@ function rowsOf(mounts: readonly MountInfo[], ascii: boolean): Row[] {
     ids.has(mount.parentId) && mount.parentId !== mount.id ? mount.parentId : undefined,
   );
   const rows: Row[] = [];
+  const printable = ascii ? printableAscii : printableText;
   const draw = (mount: MountInfo, edge: string, below: string): void => {
     rows.push({
       target: edge + printable(mount.mountPoint),
@@ -86,15 +88,24 @@ function propagationText({ shared, master, unbindable }: Propagation): string {
   return words.filter((word) => word !== false).join(",") || "private";
 }
 
-/** A mount point can hold anything but NUL: what would move the cursor is shown as the kernel escapes it. */
-function printable(text: string): string {
-  return text.replace(/\p{Cc}/gu, (character) => `\\${character.charCodeAt(0).toString(8).padStart(3, "0")}`);
+/** A mount point can hold anything but NUL: what would move the cursor or turn the text around is shown as its bytes. */
+function printableText(text: string): string {
+  return text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, octal);
+}
+
+function printableAscii(text: string): string {
+  return text.replace(/[^ -~]/gu, octal);
+}
+
+/** As the kernel writes them in the table. */
+function octal(character: string): string {
+  return [...Buffer.from(character)].map((byte) => `\\${byte.toString(8).padStart(3, "0")}`).join("");
 }
 
 const columns = ["target", "source", "type", "options", "propagation"] as const;
 const gap = 1;
 
-function layOut(rows: readonly Row[], width = Number.POSITIVE_INFINITY): string {
+function layOut(rows: readonly Row[], width = Number.POSITIVE_INFINITY, cutMark: string): string {
   const widths = Object.fromEntries(
     columns.map((column) => [column, Math.max(...rows.map((row) => Bun.stringWidth(row[column])))]),
   );
@@ -106,11 +117,11 @@ function layOut(rows: readonly Row[], width = Number.POSITIVE_INFINITY): string 
     widths[column] = (widths[column] ?? 0) - cut;
     excess -= cut;
   }
-  const lines = rows.map((row) => columns.map((column) => fit(row[column], widths[column] ?? 0)).join(" ".repeat(gap)));
+  const lines = rows.map((row) => columns.map((column) => fit(row[column], widths[column] ?? 0, cutMark)).join(" ".repeat(gap)));
   return `${lines.map((line) => line.trimEnd()).join("\n")}\n`;
 }
 
-function fit(text: string, width: number): string {
+function fit(text: string, width: number, cutMark: string): string {
   const actual = Bun.stringWidth(text);
   if (actual <= width) return text + " ".repeat(width - actual);
   let cut = "";
@@ -118,5 +129,5 @@ function fit(text: string, width: number): string {
     if (Bun.stringWidth(cut + character) > width - 1) break;
     cut += character;
   }
-  return `${cut}…${" ".repeat(width - 1 - Bun.stringWidth(cut))}`;
+  return `${cut}${cutMark}${" ".repeat(width - 1 - Bun.stringWidth(cut))}`;
 }

@@ -3,7 +3,7 @@
  * either becomes floor.c or answers to the same commands with mounttree's functions: a line each, its fields separated by tabs, a
  * name, how many times, arguments. The answer is a line of so many times in nanoseconds.
  */
-import { mkdirSync, readdirSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync } from "node:fs";
 import { parseArgs } from "node:util";
 import { measure } from "mitata";
 import { getMounts, isBelow, mounted } from "../mountinfo.ts";
@@ -142,6 +142,8 @@ function inNamespace(path: string, putOld: string): number {
     const root = open(path, O.PATH | O.DIRECTORY | O.CLOEXEC);
     switchRootOn(kernel, path, how, root);
     close(root);
+    // A thread that JSC started meanwhile has this thread's root too, and then setns(2) refuses.
+    unshare(CLONE.FS);
     setns(home, CLONE.NEWNS);
   });
   close(home);
@@ -185,8 +187,15 @@ const commands: Readonly<Record<string, Command>> = {
 /** What a leak would show in: mounts, descriptors, threads, and the memory after a collection. */
 function state(): number[] {
   Bun.gc(true);
-  const { length: mounts } = getMounts();
-  return [mounts, readdirSync("/proc/self/fd").length, readdirSync("/proc/self/task").length, process.memoryUsage.rss()];
+  const threads = readdirSync("/proc/self/task").map((thread) => readFileSync(`/proc/self/task/${thread}/comm`, "utf8").trim());
+  return [
+    getMounts().length,
+    readdirSync("/proc/self/fd").length,
+    // JSC starts and ends those that compile and collect as it needs them ("ollector Thread": names are cut in front).
+    threads.filter((name) => !/^(HeapHelper|JITWorker|JSCWarmUp|.*ollector Thread)$/.test(name)).length,
+    process.memoryUsage.rss(),
+    threads.length,
+  ];
 }
 
 async function answer(name: string, times: number, args: string[]): Promise<number[]> {

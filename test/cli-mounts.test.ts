@@ -2,7 +2,7 @@
 
 import { afterAll, describe, expect, test } from "bun:test";
 import { mkdirSync, readdirSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { parseMountInfo } from "../mountinfo.ts";
 import { bothWays, type Finished, makeRoot, run, scratchDirectory, shellApart, userland, watchMountTable } from "./compiled.ts";
 
@@ -225,6 +225,8 @@ for (const { name, command: mounttree } of ways) {
         ["slash", "/"],
         ["up", "../../../../../../../../.."],
         ["far", `../../../../../../..${outside}`],
+        ["dangling", join(outside, "made")],
+        ["far-dangling", `../../../../../../..${outside}/made`],
         ["process", "/proc/self/root"],
         ["cwd", "/proc/self/cwd"],
       ];
@@ -235,21 +237,35 @@ for (const { name, command: mounttree } of ways) {
         return JSON.stringify([readdirSync("/").sort(), readdirSync(scratch).sort(), readdirSync(outside).sort(), etc.sort()]);
       };
 
-      for (const mount of ["tmpfs", "bind", "ro-bind", "proc", "dev"]) {
-        test(`stays inside, or is refused: --${mount}`, async () => {
+      for (const [mount, ...what] of [
+        ["tmpfs"],
+        ["bind", source],
+        ["bind", join(source, "file")],
+        ["ro-bind", source],
+        ["proc"],
+        ["dev"],
+      ]) {
+        test(`stays inside, or is refused: --${[mount, ...what.map((path) => basename(path))].join(" ")}`, async () => {
           const root = newRoot();
           mkdirSync(join(outside, "there"), { recursive: true });
           writeFileSync(join(outside, "there/file"), "outside\n");
           for (const [link, target] of planted) symlinkSync(target, join(root, link));
           const before = seen();
-          const destinations = planted.flatMap(([link]) => [`/${link}/there`, `/${link}/new`, `/${link}/new/../../../new`]);
+          const destinations = planted.flatMap(([link]) => [
+            `/${link}`,
+            `/${link}/there`,
+            `/${link}/new`,
+            `/${link}/new/../../../new`,
+          ]);
           const out = [`/../../../..${outside}/there`, `${"../".repeat(12)}${outside}/new`];
           for (const destination of [...destinations, ...out]) {
-            const options = mount.includes("bind") ? [`--${mount}`, source, destination] : [`--${mount}`, destination];
+            const options = [`--${mount}`, ...what, destination];
             // Neither in a namespace of its own, nor is the table looked at from within: what went wrong would show outside.
             const { status, stderr } = await inside(root, options, ["true"]);
             if (status === 0) continue;
-            expect(stderr).toMatch(/^mounttree: --\S+ .*: (E(EXIST|NOENT|LOOP|NOTDIR|XDEV)|.* leads to ROOT itself)/);
+            expect(stderr).toMatch(
+              /^mounttree: --\S+ .*: (E(EXIST|NOENT|LOOP|NOTDIR|XDEV)|.* (leads to ROOT itself|is (no|a) directory))/,
+            );
             expect(status).toBe(125);
           }
           expect(seen()).toBe(before);
@@ -290,12 +306,23 @@ for (const { name, command: mounttree } of ways) {
 
     test("what is mounted and unmounted outside later reaches neither side", async () => {
       const script = `
-        source=$1 root=$2; shift 2; mkdir -p "$source/late" "$source/sub"; mount -t tmpfs early "$source/sub"
+        source=$1 root=$2; shift 2; mkdir -p "$source/late" "$source/sub"; mount --bind "$root" "$root"; mount -t tmpfs early "$source/sub"
         mkfifo "$source/go"
         { read -r _ <"$source/go"; mount -t tmpfs late "$source/late"; umount "$source/sub"; echo done >"$source/go"; } &
         "$@" run --ro-bind /usr /usr --bind "$source" /in --proc /proc "$root" \\
           sh -c 'echo >/in/go; read -r _ </in/go; grep -c "early" /proc/self/mountinfo; grep -c " late " /proc/self/mountinfo' `;
       const { stdout } = await shellApart(script, [join(scratch, `changing-${name}`), newRoot(), ...mounttree], "shared");
+      expect(stdout).toBe("1\n0\n");
+    });
+
+    test("what is unmounted outside is not kept busy by the mounts that the command does not see", async () => {
+      const script = `
+        source=$1 root=$2; shift 2; mkdir -p "$source"; mount -t tmpfs early "$source"
+        "$@" run --method chroot --ro-bind /usr /usr "$root" sleep 60 & pid=$!
+        until read -r name <"/proc/$pid/comm" && [ "$name" = sleep ]; do sleep 0.01; done
+        count() { nsenter --target "$pid" --mount grep -c " early " /proc/self/mountinfo || :; }
+        count; umount "$source"; count; kill "$pid"`;
+      const { stdout } = await shellApart(script, [join(scratch, `busy-${name}`), newRoot(), ...mounttree], "shared");
       expect(stdout).toBe("1\n0\n");
     });
   });

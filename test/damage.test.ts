@@ -27,13 +27,6 @@ afterEach(() => {
   expect(fs.readFileSync("/proc/self/mountinfo", "utf8")).toBe(before);
 });
 
-function mountPointsBelow(path: string): string[] {
-  return mountsOf("self")
-    .map((mount) => mount.mountPoint)
-    .filter((mountPoint) => mountPoint.startsWith(`${path}/`))
-    .sort();
-}
-
 function rootOf(pid: number): string {
   const { dev, ino } = fs.statSync(`/proc/${pid}/root`);
   return `${dev}:${ino}`;
@@ -155,6 +148,69 @@ describe("a namespace with other processes in it (rule 1)", () => {
   });
 });
 
+describe("processes that may not be traced (rule 1)", () => {
+  const user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "unshare", "--user", "--map-root-user", "--mount"];
+  const reasonsOf = (path: string): string[] =>
+    switchRoot(path, { methods: ["pivot", "chroot"] }).rejected.map(({ message }) => message);
+
+  test("are told apart by their mount tables, and zombies do not count", async () => {
+    fs.mkdirSync(`${base}/root`);
+    const zombie = Bun.spawn(["sh", "-c", "sleep 0.1 & echo ready; exec sleep 60"], { stdout: "pipe" });
+    await zombie.stdout.getReader().read();
+    const children = `/proc/${zombie.pid}/task/${zombie.pid}/children`;
+    const state = (): string => fs.readFileSync(`/proc/${fs.readFileSync(children, "utf8").trim()}/status`, "utf8");
+    while (!/^State:\s*Z/m.test(state())) await Bun.sleep(1);
+    const reasons = await child(reasonsOf, `${base}/root`, { prefix: user });
+    zombie.kill();
+    await zombie.exited;
+    expect(reasons).toEqual([]);
+  });
+
+  test("count as living here when their mount table shows nothing", async () => {
+    fs.mkdirSync(`${base}/root`);
+    const program = `
+      import { chroot } from "/work/syscalls.ts";
+      const sleeping = Bun.stdin.stream().getReader();
+      chroot("${base}/root");
+      process.chdir("/");
+      console.log("ready");
+      await sleeping.read();
+    `;
+    const chrooted = Bun.spawn([process.execPath, "-e", program], { stdin: "pipe", stdout: "pipe" });
+    await chrooted.stdout.getReader().read();
+    expect(mountsOf(chrooted.pid)).toEqual([]);
+    const reasons = await child(reasonsOf, `${base}/root`, { prefix: user });
+    chrooted.kill();
+    await chrooted.exited;
+    expect(reasons).toEqual([expect.stringContaining(`whether process ${chrooted.pid} lives in it cannot be seen`)]);
+  });
+});
+
+test("process numbers are those of /proc, which can belong to another PID namespace (rule 1)", async () => {
+  fs.mkdirSync(`${base}/root`);
+  const outcome = await child(
+    (path: string) => ({ pid: process.pid, self: fs.readlinkSync("/proc/self"), method: switchRoot(path).method }),
+    `${base}/root`,
+    { prefix: ["unshare", "--pid", "--fork", ...own] },
+  );
+  expect(outcome).toMatchObject({ pid: 1, method: "pivot" });
+  expect(outcome.self).not.toBe("1");
+});
+
+test("the absolute root, which is an initramfs, is not pivoted but moved", async () => {
+  const outcome = await child((path: string) => {
+    // Booting one is another test; here statmount(2) says that "/" is its own parent.
+    const { mountId } = checks.describe(syscalls.kernel, syscalls.open("/", syscalls.O.PATH)).stat;
+    const statmount = (id: bigint): syscalls.Statmount => ({
+      ...syscalls.statmount(id),
+      ...(id === mountId && { parentId: id }),
+    });
+    const { method, rejected } = switchRootOn({ ...syscalls.kernel, statmount }, path, {});
+    return { method, reasons: rejected.map(({ reason }) => reason) };
+  }, base);
+  expect(outcome).toEqual({ method: "move", reasons: ["initramfs"] });
+});
+
 describe("a process that was chrooted before (rule 2)", () => {
   interface Jail {
     base: string;
@@ -223,120 +279,6 @@ describe("a process that was chrooted before (rule 2)", () => {
     }, base);
     expect(outcome).toEqual({ method: "move", isRoot: true, second: "pivot" });
   });
-});
-
-describe("shared mounts (rules 3, 5 and 9)", () => {
-  /** The host's: a shared mount with a mount on it, and a directory to become a root. */
-  function makeShared(): void {
-    const { MS, mount } = syscalls;
-    mount(null, base, null, MS.SHARED, null);
-    for (const name of ["root", "below"]) fs.mkdirSync(`${base}/${name}`);
-    mount("below", `${base}/below`, "tmpfs", 0, null);
-    mount("inner", `${base}/root`, "tmpfs", 0, null);
-    fs.mkdirSync(`${base}/root/inner`);
-    fs.mkdirSync(`${base}/root/sub`);
-    mount("inner", `${base}/root/inner`, "tmpfs", 0, null);
-  }
-  const unchanged = ["unshare", "--mount", "--propagation", "unchanged"];
-
-  for (const name of ["root", "below", "root/sub"]) {
-    test(`pivot and move are ruled out before anything is mounted: ${name}`, async () => {
-      makeShared();
-      const mountPoints = mountPointsBelow(base);
-      const { method, rejected, log } = await child(
-        (path: string) => {
-          const log: string[] = [];
-          const kernel: syscalls.Kernel = {
-            ...syscalls.kernel,
-            mount: (...args) => {
-              log.push("mount");
-              syscalls.mount(...args);
-            },
-            move_mount: (...args) => {
-              log.push("move_mount");
-              syscalls.move_mount(...args);
-            },
-          };
-          const { method: used, rejected: ruledOut } = switchRootOn(kernel, path, { methods: ["pivot", "move", "chroot"] });
-          return { method: used, rejected: ruledOut.map(({ reason }) => reason), log };
-        },
-        `${base}/${name}`,
-        { prefix: unchanged },
-      );
-      expect(rejected).toEqual(["shared-mount", "shared-mount"]);
-      expect(method).toBe("chroot");
-      expect(log).toEqual([]);
-      expect(mountPointsBelow(base)).toEqual(mountPoints);
-    });
-  }
-
-  test("what is mounted inside a detached root does not appear on the host, and what the host unmounts stays", async () => {
-    makeShared();
-    const mountPoints = mountPointsBelow(base);
-    const outcome = await child(
-      (path: string) => {
-        const { method } = switchRoot(path, { methods: ["detached"] });
-        const context = syscalls.fsopen("tmpfs", 0);
-        syscalls.fsconfig(context, syscalls.FSCONFIG.CMD_CREATE, null, null);
-        const mounted = syscalls.fsmount(context, 0, 0);
-        syscalls.move_mount(mounted, "", syscalls.AT.FDCWD, "/sub", syscalls.MOVE_MOUNT.F_EMPTY_PATH);
-        return { method, inside: mountinfo.mounted("/sub"), inner: mountinfo.mounted("/inner") };
-      },
-      `${base}/root`,
-      { prefix: [] },
-    );
-    expect(outcome).toEqual({ method: "detached", inside: true, inner: true });
-    expect(mountPointsBelow(base)).toEqual(mountPoints);
-  });
-
-  for (const putOld of ["stacked", "directory"] as const) {
-    test(`detaching the old root takes nothing away on the host (${putOld})`, async () => {
-      makeShared();
-      const mountPoints = mountPointsBelow(base);
-      const method = await child(
-        ({ path, where }: { path: string; where: "stacked" | "directory" }) => {
-          // A root beside the shared mounts, which stay shared with the host below the old root.
-          fs.mkdirSync(path);
-          return switchRoot(path, { methods: ["pivot"], putOld: where }).method;
-        },
-        { path: `/tmp/beside-${putOld}`, where: putOld },
-        { prefix: unchanged },
-      );
-      fs.rmdirSync(`/tmp/beside-${putOld}`);
-      expect(method).toBe("pivot");
-      expect(mountPointsBelow(base)).toEqual(mountPoints);
-    });
-  }
-
-  test("move takes nothing away on the host either", async () => {
-    makeShared();
-    const mountPoints = mountPointsBelow(base);
-    fs.mkdirSync("/tmp/beside");
-    const method = await child((path: string) => switchRoot(path, { methods: ["move"] }).method, "/tmp/beside", {
-      prefix: unchanged,
-    });
-    fs.rmdirSync("/tmp/beside");
-    expect(method).toBe("move");
-    expect(mountPointsBelow(base)).toEqual(mountPoints);
-  });
-
-  for (const method of ["pivot", "move"] as const) {
-    test(`${method} leaves the propagation of the new root's own mounts alone`, async () => {
-      const propagation = await child(
-        ({ path, used }: { path: string; used: "pivot" | "move" }) => {
-          fs.mkdirSync(`${path}/proc`);
-          fs.mkdirSync(`${path}/shared`);
-          syscalls.mount("proc", `${path}/proc`, "proc", 0, null);
-          syscalls.mount("shared", `${path}/shared`, "tmpfs", 0, null);
-          syscalls.mount(null, `${path}/shared`, null, syscalls.MS.SHARED, null);
-          switchRoot(path, { methods: [used] });
-          return mountinfo.mountOf("/shared").propagation.shared;
-        },
-        { path: base, used: method },
-      );
-      expect(propagation).toBeGreaterThan(0);
-    });
-  }
 });
 
 describe("undoing", () => {
