@@ -158,7 +158,16 @@ function isDirectory({ mode }: Statx): boolean {
 
 /** Opens a path inside the root; what is missing of it is made, the last part as a directory or as an empty file. */
 function openInside(root: number, path: PathLike, asDirectory: boolean): number {
-  const look = (name: PathLike): number => openat2(root, name, { flags: O.PATH | O.CLOEXEC, resolve: RESOLVE.IN_ROOT });
+  const look = (name: PathLike): number => {
+    for (let attempt = 1; ; attempt++) {
+      try {
+        return openat2(root, name, { flags: O.PATH | O.CLOEXEC, resolve: RESOLVE.IN_ROOT });
+      } catch (error) {
+        // Somewhere on the machine something was mounted or renamed meanwhile, and the kernel cannot tell where a ".." led.
+        if (!isRefusal(error, "EAGAIN") || attempt === 1000) throw error;
+      }
+    }
+  };
   try {
     return look(path);
   } catch (error) {

@@ -44,9 +44,9 @@ export async function pivotAgainAndAgain(bench: Bench, type: "bind" | "tmpfs"): 
   await using peers = new AsyncDisposableStack();
   const root = newDirectory(bench, `pivot-${type}`);
   const { bun, c } = pair(bench, { root, type, enter: true, mounts: few, below: `${root}/mounts` }, peers);
-  const fsType = type === "bind" ? `disk (${mountOf(bench.directory).fsType})` : "tmpfs";
+  const fsType = type === "bind" ? mountOf(bench.directory).fsType : "tmpfs";
   section(
-    `pivot, ${switches} times in one namespace of ${few} mounts, root on ${fsType}`,
+    `pivot, ${switches} times in one namespace of ${few} mounts, root on ${type === "bind" ? `disk (${fsType})` : fsType}`,
     "Timed: switchRoot() with every check. Not timed: mount --rbind / /self before each.",
     'C makes the bare calls: of putOld "stacked", or those of the Go original (directory, detach, remove).',
     "The five calls: pivot_root, mount, open_tree, move_mount, umount2. The last waits for the kernel's readers.",
@@ -67,15 +67,20 @@ export async function pivotAgainAndAgain(bench: Bench, type: "bind" | "tmpfs"): 
     const after = await bun.ask("state", 1);
     const original = { what: "C, the Go original's calls", nanoseconds: time.original };
     const stacked = { what: 'C, the calls of "stacked"', nanoseconds: time.stacked };
-    const outside: Row = { what: `${putOld}: outside the five calls`, nanoseconds: time.outside };
+    const outside: Row = { what: `${fsType}, ${putOld}: outside the five calls`, nanoseconds: time.outside };
     if (putOld === "stacked") outside.limit = { microseconds: 45 };
     print([
-      { what: putOld, nanoseconds: time.whole, beside: original, limit: { times: putOld === "stacked" ? 1.4 : 2.2 } },
-      { what: putOld, nanoseconds: time.whole, beside: stacked },
+      {
+        what: `${fsType}, ${putOld}`,
+        nanoseconds: time.whole,
+        beside: original,
+        limit: { times: putOld === "stacked" ? 1.4 : 2.2 },
+      },
+      { what: `${fsType}, ${putOld}`, nanoseconds: time.whole, beside: stacked },
       outside,
-      { what: `${putOld}: inside them`, nanoseconds: difference(time.whole, time.outside) },
+      { what: `${fsType}, ${putOld}: inside them`, nanoseconds: difference(time.whole, time.outside) },
     ]);
-    leaks(`${putOld}, ${2 * switches} times`, before, after);
+    leaks(`${fsType}, ${putOld}, ${2 * switches} times`, before, after);
   }
 }
 

@@ -55,7 +55,8 @@ function cellsOf({ what, nanoseconds, beside, limit }: Row): string[] {
     "times" in limit ? [ratio, limit.times, ""] : [nanoseconds && nanoseconds / 1000, limit.microseconds, " µs"];
   if (value === undefined) return [...cells, `limit ${most}${unit}: not measured`];
   const held = value <= most;
-  if (!held) missed.push(`${what}: ${value.toFixed(2)}${unit}, the limit is ${most}${unit}`);
+  if (!held)
+    missed.push(`${what}${beside ? `, beside ${beside.what}` : ""}: ${value.toFixed(2)}${unit}, the limit is ${most}${unit}`);
   return [...cells, `limit ${most}${unit}: ${held ? "held" : "MISSED"}`];
 }
 

@@ -273,6 +273,18 @@ for (const { name, command: mounttree } of ways) {
         });
       }
 
+      test("is looked up again when the kernel cannot tell where a .. leads, because somebody else mounts something", async () => {
+        const options = ["--tmpfs", "/tmp/../tmp", "--bind", source, "/tmp/new/../made"];
+        const strace = ["strace", "--quiet=all", "--trace=openat2", "--inject=openat2:error=EAGAIN:when=1..5"];
+        const finished = await run([...strace, ...mounttree, "run", ...options, ...userland, newRoot(), "ls", "/tmp"]);
+        expect(finished).toMatchObject({ status: 0, stdout: "made\nnew\n" });
+        const always = [...strace.with(-1, "--inject=openat2:error=EAGAIN"), ...mounttree, "run", ...options, newRoot(), "true"];
+        expect(await run(always)).toMatchObject({
+          status: 125,
+          stderr: expect.stringContaining("mounttree: --tmpfs /tmp/../tmp: EAGAIN"),
+        });
+      });
+
       test("is, for an absolute symlink and for .., what it is for the command", async () => {
         const root = newRoot();
         mkdirSync(join(root, "etc"));

@@ -1,11 +1,12 @@
 /** `mounttree ls`: the mount tree as people read it, and as programs do. */
 
 import { describe, expect, test } from "bun:test";
-import { mkdirSync, writeFileSync } from "node:fs";
+import { closeSync, mkdirSync, openSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { drawTree } from "../ls.ts";
 import { getMounts } from "../mountinfo.ts";
-import { bothWays, checkout, type Finished, run, scratchDirectory, shell, shellApart, watchMountTable } from "./compiled.ts";
+import { F, fcntl, O } from "../syscalls.ts";
+import { bothWays, type Finished, run, scratchDirectory, shell, shellApart, watchMountTable } from "./compiled.ts";
 
 const scratch = scratchDirectory();
 const ways = await bothWays(scratch);
@@ -234,14 +235,17 @@ for (const { name, command: mounttree } of ways) {
       });
 
       test("that was non-blocking when it was handed down, loses nothing", async () => {
-        const script = `
-          import { F, fcntl, O } from ${JSON.stringify(join(checkout, "syscalls.ts"))};
-          fcntl(1, F.SETFL, fcntl(1, F.GETFL) | O.NONBLOCK);
-          Bun.spawnSync(process.argv.slice(1), { stdio: ["inherit", "inherit", "inherit"] });`;
-        const line = `${define} ${many}; "$@" | { sleep 0.2; grep -c '"mountPoint"'; }`;
-        const command = [process.execPath, "-e", script, "--", ...mounttree, "ls", "--json"];
-        const { stdout, stderr } = await shellApart(line, [top, ...command]);
-        expect({ stdout, stderr }).toEqual({ stdout: `${mounts}\n`, stderr: "" });
+        const pipe = join(scratch, `pipe-${name}`);
+        await run(["mkfifo", pipe]);
+        const [reading, writing] = [openSync(pipe, O.RDONLY | O.NONBLOCK), openSync(pipe, O.WRONLY | O.NONBLOCK)];
+        fcntl(reading, F.SETFL, 0);
+        const script = `${define} ${many}; exec "$@" ls --json >&3`;
+        const command = ["unshare", "--mount", "sh", "-euc", script, "sh", top, ...mounttree];
+        const writer = Bun.spawn(command, { stdio: ["ignore", "ignore", "pipe", writing], timeout: 20_000 });
+        const reader = Bun.spawn(["sh", "-c", "sleep 0.5; grep -c mountPoint.:"], { stdio: [reading, "pipe", "pipe"], timeout: 20_000 });
+        for (const fd of [reading, writing]) closeSync(fd);
+        expect(await writer.stderr.text()).toBe("");
+        expect(await reader.stdout.text()).toBe(`${mounts}\n`);
       });
     });
   });
