@@ -81,9 +81,10 @@ function isHelp(option: string): boolean {
   return option === "--help" || option === "-h";
 }
 
-/** The arguments, from the bytes that the kernel keeps: `process.argv` has lost what is not UTF-8. */
+/** The arguments. What is not UTF-8 is lost in `process.argv`: then they come from the bytes that the kernel keeps. */
 function commandLine(): Argument[] {
-  const count = process.argv.length - 2;
+  const texts = process.argv.slice(2);
+  if (!texts.join("").includes("\uFFFD")) return withPaths(texts);
   const bytes = readFile("/proc/self/cmdline");
   const all: Uint8Array[] = [];
   for (let at = 0; at < bytes.length; ) {
@@ -93,10 +94,17 @@ function commandLine(): Argument[] {
   }
   // With a byte order mark, if there is one: it is a part of the argument.
   const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
-  return all.slice(all.length - count).map((argument) => {
+  return all.slice(all.length - texts.length).map((argument) => {
     const text = decoder.decode(argument);
     return { text, path: text.includes("\uFFFD") ? argument : text };
   });
+}
+
+/** What is done before execve(2) is done for the first time in this process, where a loop is faster than `map`. */
+function withPaths(texts: readonly string[]): Argument[] {
+  const all: Argument[] = [];
+  for (const text of texts) all.push({ text, path: text });
+  return all;
 }
 
 // --- run
@@ -131,9 +139,10 @@ function run(args: Argument[]): void {
   const root = option?.text === "--" ? rest.shift() : option;
   if (root === undefined) throw new UsageError("run: ROOT is missing");
   if (rest[0]?.text === "--") rest.shift();
-  const [command, ...commandArguments] = rest.map(({ path }) => path);
+  const command: [PathLike, ...PathLike[]] = [rest.shift()?.path ?? "/bin/sh"];
+  for (const { path } of rest) command.push(path);
   enter(root, options);
-  exec([command ?? "/bin/sh", ...commandArguments]);
+  exec(command);
 }
 
 function takeOption(option: string, rest: Argument[], options: RunOptions): void {

@@ -11,7 +11,7 @@ import {
   F,
   FD_CLOEXEC,
   fcntl,
-  lowerSoftLimitOfFiles,
+  limitOfFiles,
   O,
   open,
   type PathLike,
@@ -37,7 +37,7 @@ export function prepareExec(keepDescriptors: boolean): void {
 
   // Bun raises the soft limit to the hard one. What it was before, only the parent still knows.
   const limit = softLimitOfFiles(process.ppid);
-  if (limit !== undefined) lowerSoftLimitOfFiles(limit);
+  if (limit !== undefined && limit < limitOfFiles(0).soft) limitOfFiles(0, limit);
 
   for (const stream of [0, 1, 2]) {
     try {
@@ -53,6 +53,12 @@ export function prepareExec(keepDescriptors: boolean): void {
 
 /** The soft limit of open files of a process; undefined if it has none, or may not be seen. */
 function softLimitOfFiles(pid: number): number | undefined {
+  try {
+    return limitOfFiles(pid).soft;
+  } catch (error) {
+    // It is another user's: not to be asked with prlimit(2), but to be read. Or it is in another PID namespace, as process 0.
+    if (!isRefusal(error, "EPERM")) return undefined;
+  }
   try {
     const limits = new TextDecoder().decode(readFile(`/proc/${pid}/limits`));
     const soft = /^Max open files\s+(\d+)/m.exec(limits)?.[1];

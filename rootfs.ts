@@ -65,14 +65,14 @@ export function procInside(root: number, destination: PathLike): void {
 
 const devices = ["null", "zero", "full", "random", "urandom", "tty"];
 
-const links: Readonly<Record<string, string>> = {
-  fd: "/proc/self/fd",
-  stdin: "/proc/self/fd/0",
-  stdout: "/proc/self/fd/1",
-  stderr: "/proc/self/fd/2",
-  core: "/proc/kcore",
-  ptmx: "pts/ptmx",
-};
+const links = [
+  ["fd", "/proc/self/fd"],
+  ["stdin", "/proc/self/fd/0"],
+  ["stdout", "/proc/self/fd/1"],
+  ["stderr", "/proc/self/fd/2"],
+  ["core", "/proc/kcore"],
+  ["ptmx", "pts/ptmx"],
+] as const;
 
 /**
  * Mounts a small /dev: a tmpfs with the host's `null`, `zero`, `full`, `random`, `urandom` and `tty`, a devpts of its own, `shm`, and
@@ -80,16 +80,38 @@ const links: Readonly<Record<string, string>> = {
  */
 export function devInside(root: number, destination: PathLike): void {
   const dev = newMount("tmpfs", MOUNT_ATTR.NOSUID | MOUNT_ATTR.NOEXEC, { mode: "0755" });
+  // It is new and empty: nothing in it has to be looked for.
   attachInside(root, dev, destination, (mounted) => {
     for (const device of devices) {
       // Bound, not made with mknod(2): that takes a privilege, and such a node works nowhere in a user namespace.
-      attachInside(mounted, openCopy(`/dev/${device}`, MOUNT_ATTR.NOSUID | MOUNT_ATTR.NOEXEC), device);
+      const tree = openCopy(`/dev/${device}`, MOUNT_ATTR.NOSUID | MOUNT_ATTR.NOEXEC);
+      attach(tree, () => makeFile(mounted, device));
     }
-    for (const [name, target] of Object.entries(links)) symlinkat(target, mounted, name);
+    for (const [name, target] of links) symlinkat(target, mounted, name);
     mkdirat(mounted, "shm", 0o1777);
+    mkdirat(mounted, "pts", 0o755);
     const pts = newMount("devpts", MOUNT_ATTR.NOSUID | MOUNT_ATTR.NOEXEC, { mode: "0620", ptmxmode: "0666" });
     attachInside(mounted, pts, "pts");
   });
+}
+
+/** Attaches a tree at the place that is opened for it, and closes both descriptors. */
+function attach(tree: number, open: () => number): void {
+  try {
+    const place = open();
+    try {
+      move_mount(tree, "", place, "", MOVE_MOUNT.F_EMPTY_PATH | MOVE_MOUNT.T_EMPTY_PATH);
+    } finally {
+      close(place);
+    }
+  } finally {
+    close(tree);
+  }
+}
+
+/** Makes an empty file, and opens it. */
+function makeFile(directory: number, name: PathLike): number {
+  return openat(directory, name, O.WRONLY | O.CREAT | O.EXCL | O.NOFOLLOW | O.CLOEXEC, 0o644);
 }
 
 /** A private copy of what `source` leads to, attached nowhere. */
@@ -187,7 +209,7 @@ function openInside(root: number, path: PathLike, asDirectory: boolean): number 
       } catch (error) {
         if (!isRefusal(error, "ENOENT")) throw error;
         if (found !== names.at(-1) || asDirectory) mkdirat(parent, name, 0o755);
-        else close(openat(parent, name, O.WRONLY | O.CREAT | O.EXCL | O.NOFOLLOW | O.CLOEXEC, 0o644));
+        else close(makeFile(parent, name));
         above = look(resolved);
       }
     } finally {

@@ -475,11 +475,24 @@ export function switchRootOfThread(
 /** {@link switchRoot}, on a kernel of the caller's choice. With `threadFd`, as {@link switchRootOfThread}. */
 export function switchRootOn(kernel: Kernel, path: PathLike, options: SwitchRootOptions, threadFd?: number): SwitchRootResult {
   const { order, putOld } = checkArguments(path, options);
-  using descriptors = new DisposableStack();
-  const hold = (fd: number): number => descriptors.adopt(fd, (held) => kernel.close(held));
-  const situation = look(kernel, path, threadFd, options.sharedNamespace === true, hold);
-  if (threadFd === undefined) refuseStrayThread(situation, path);
+  // No DisposableStack: to make the first one of a process takes longer than a switch.
+  const held: number[] = [];
+  try {
+    const situation = look(kernel, path, threadFd, options.sharedNamespace === true, held);
+    if (threadFd === undefined) refuseStrayThread(situation, path);
+    return useFirst(order, putOld, situation, path);
+  } finally {
+    for (const fd of held) kernel.close(fd);
+  }
+}
 
+/** Uses the first method that works. */
+function useFirst(
+  order: readonly RootMethod[],
+  putOld: "stacked" | "directory",
+  situation: Situation,
+  path: PathLike,
+): SwitchRootResult {
   const rejected: RejectedMethod[] = [];
   let failure: { phase: string; method?: RootMethod; cause?: unknown } = { phase: "checks" };
   for (const method of order) {
@@ -548,13 +561,11 @@ function checkArguments(
 }
 
 /** Opens everything once, before anything is changed; from here on nothing is looked up by its path again. */
-function look(
-  kernel: Kernel,
-  path: PathLike,
-  fd: number | undefined,
-  sharedNamespace: boolean,
-  hold: (fd: number) => number,
-): Situation {
+function look(kernel: Kernel, path: PathLike, fd: number | undefined, sharedNamespace: boolean, held: number[]): Situation {
+  const hold = (opened: number): number => {
+    held.push(opened);
+    return opened;
+  };
   const flags = O.PATH | O.DIRECTORY | O.CLOEXEC;
   try {
     const proc = hold(openProc());

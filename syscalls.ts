@@ -145,9 +145,13 @@ export class SyscallError extends Error {
   }
 }
 
-/** What mount(2) and its kin return and libuv, whose table Node and Bun use, has no name for. */
-const namesBesides = new Map<number, [code: string, description: string]>([
+/** What is met most often, and what mount(2) and its kin return and libuv, whose table Node and Bun have, has no name for. */
+const names = new Map<number, [code: string, description: string]>([
+  [1, ["EPERM", "operation not permitted"]],
+  [2, ["ENOENT", "no such file or directory"]],
   [15, ["ENOTBLK", "block device required"]],
+  [16, ["EBUSY", "resource busy or locked"]],
+  [22, ["EINVAL", "invalid argument"]],
   [61, ["ENODATA", "no data available"]],
   [76, ["ENOTUNIQ", "name not unique on network"]],
   [116, ["ESTALE", "stale file handle"]],
@@ -158,9 +162,9 @@ const namesBesides = new Map<number, [code: string, description: string]>([
 ]);
 
 function nameOf(errno: number): [code: string, description: string] {
-  // Not imported at the top: node:util would cost every start of the command a fifth of its time.
-  const known = process.getBuiltinModule("node:util").getSystemErrorMap().get(-errno);
-  return known ?? namesBesides.get(errno) ?? [`E${errno}`, `unknown error ${errno}`];
+  // Loaded only when it is needed: it would cost a start of the command half of its time.
+  const find = (): typeof names => process.getBuiltinModule("node:util").getSystemErrorMap();
+  return names.get(errno) ?? find().get(-errno) ?? [`E${errno}`, `unknown error ${errno}`];
 }
 
 type ArgumentErrorCode =
@@ -202,7 +206,17 @@ export function toPath(path: PathLike, name = "path"): string | Uint8Array {
 /** The path as text, for messages; bytes that are not UTF-8 become U+FFFD. */
 export function pathText(path: PathLike): string {
   if (typeof path === "string") return path;
-  return path instanceof URL ? Bun.fileURLToPath(path) : new TextDecoder().decode(path);
+  return path instanceof URL ? Bun.fileURLToPath(path) : decode(path);
+}
+
+/** UTF-8 as text. Most of it is short and ASCII, which takes no decoder: a process's first one takes a while to make. */
+function decode(bytes: Uint8Array): string {
+  let text = "";
+  for (const byte of bytes) {
+    if (byte > 0x7e) return new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes);
+    text += String.fromCharCode(byte);
+  }
+  return text;
 }
 
 // --- Binding
@@ -314,7 +328,7 @@ interface Scratch {
   readonly view: DataView;
 }
 
-const ANSWER = 32768;
+const ANSWER = 8192;
 
 /** One buffer for all: calls do not overlap. It is long enough that Bun never moves it. */
 let memory: Scratch | undefined;
@@ -419,20 +433,9 @@ export function readDirectory(fd: number): string[] {
     if (length === -1) fail("getdents64");
     if (length === 0) return names;
     for (let at = 0; at < length; at += view.getUint16(at + 16, true)) {
-      const name = nameAt(bytes, at + 19);
+      const name = decode(bytes.subarray(at + 19, bytes.indexOf(0, at + 19)));
       if (name !== "." && name !== "..") names.push(name);
     }
-  }
-}
-
-/** The bytes up to a NUL as text. Names in /proc are short and ASCII; that they need no decoder is most of the speed. */
-function nameAt(bytes: Uint8Array, start: number): string {
-  let name = "";
-  for (let at = start; ; at++) {
-    const byte = bytes[at] ?? 0;
-    if (byte === 0) return name;
-    if (byte > 0x7e) return new TextDecoder().decode(bytes.subarray(start, bytes.indexOf(0, start)));
-    name += String.fromCharCode(byte);
   }
 }
 
@@ -656,14 +659,22 @@ export function resetSignal(signal: number): void {
   libc("signal")(signal, null);
 }
 
-/** prlimit(2) with RLIMIT_NOFILE: lowers the soft limit of open files of this process to `soft`; the hard limit stays. */
-export function lowerSoftLimitOfFiles(soft: number): void {
+/**
+ * prlimit(2) with RLIMIT_NOFILE: the limits of open files of a process.
+ *
+ * @param pid The process; 0 is this one.
+ * @param soft A new soft limit; the hard one stays. Default: none.
+ */
+export function limitOfFiles(pid: number, soft?: number): { soft: number; hard: number } {
   const RLIMIT_NOFILE = 7;
   const { bytes, view } = scratch();
-  if (libc("prlimit")(0, RLIMIT_NOFILE, null, bytes) === -1) fail("prlimit");
-  if (BigInt(soft) >= view.getBigUint64(0, true)) return;
+  if (libc("prlimit")(pid, RLIMIT_NOFILE, null, bytes) === -1) fail("prlimit");
+  // RLIM_INFINITY becomes a number that is large enough.
+  const limits = { soft: Number(view.getBigUint64(0, true)), hard: Number(view.getBigUint64(8, true)) };
+  if (soft === undefined) return limits;
   view.setBigUint64(0, BigInt(soft), true);
-  if (libc("prlimit")(0, RLIMIT_NOFILE, bytes, null) === -1) fail("prlimit");
+  if (libc("prlimit")(pid, RLIMIT_NOFILE, bytes, null) === -1) fail("prlimit");
+  return { soft, hard: limits.hard };
 }
 
 /**
@@ -674,21 +685,27 @@ export function lowerSoftLimitOfFiles(soft: number): void {
  */
 export function execvp(argv: readonly [PathLike, ...PathLike[]]): never {
   const encoder = new TextEncoder();
-  const strings = argv.map((argument) => {
-    const path = toPath(argument, "an argument");
-    return typeof path === "string" ? encoder.encode(`${path}\0`) : path;
-  });
+  const strings: Uint8Array[] = [];
   // The pointers, a NULL, and the strings that they point to, in one piece of memory that does not move.
-  const pointers = 8 * (strings.length + 1);
-  const memory = new ArrayBuffer(Math.max(4096, pointers + strings.reduce((sum, { length }) => sum + length, 0)));
+  const pointers = 8 * (argv.length + 1);
+  let size = pointers;
+  for (const argument of argv) {
+    const path = toPath(argument, "an argument");
+    const string = typeof path === "string" ? encoder.encode(`${path}\0`) : path;
+    strings.push(string);
+    size += string.length;
+  }
+  const memory = new ArrayBuffer(Math.max(4096, size));
   const [bytes, view] = [new Uint8Array(memory), new DataView(memory)];
   const base = addressOf(memory);
+  let pointer = 0;
   let at = pointers;
-  strings.forEach((string, index) => {
-    view.setBigUint64(8 * index, BigInt(base + at), true);
+  for (const string of strings) {
+    view.setBigUint64(pointer, BigInt(base + at), true);
     bytes.set(string, at);
+    pointer += 8;
     at += string.length;
-  });
+  }
   libc("execvp")(toPath(argv[0], "the command"), bytes);
   return fail("execvp", argv[0]);
 }

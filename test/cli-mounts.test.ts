@@ -144,6 +144,12 @@ for (const { name, command: mounttree } of ways) {
 
       test("has terminals of its own", async () => {
         expect(await dev("exec 3<>/dev/ptmx; ls /dev/pts")).toMatchObject({ status: 0, stdout: "0\nptmx\n", stderr: "" });
+        const command = ["sh", "-c", "readlink /proc/self/fd/0; echo written >/dev/tty"];
+        const script = `
+          const data = (_, bytes) => process.stdout.write(bytes);
+          await Bun.spawn(${JSON.stringify(command)}, { terminal: { data } }).exited;`;
+        const opened = await inside(newRoot(), ["--dev", "/dev"], ["bun", "-e", script]);
+        expect(opened).toMatchObject({ status: 0, stdout: "/dev/pts/0\r\nwritten\r\n", stderr: "" });
       });
 
       test("has a shm that everyone can use, and the links", async () => {

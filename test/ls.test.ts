@@ -242,7 +242,10 @@ for (const { name, command: mounttree } of ways) {
         const script = `${define} ${many}; exec "$@" ls --json >&3`;
         const command = ["unshare", "--mount", "sh", "-euc", script, "sh", top, ...mounttree];
         const writer = Bun.spawn(command, { stdio: ["ignore", "ignore", "pipe", writing], timeout: 20_000 });
-        const reader = Bun.spawn(["sh", "-c", "sleep 0.5; grep -c mountPoint.:"], { stdio: [reading, "pipe", "pipe"], timeout: 20_000 });
+        const reader = Bun.spawn(["sh", "-c", "sleep 0.5; grep -c mountPoint.:"], {
+          stdio: [reading, "pipe", "pipe"],
+          timeout: 20_000,
+        });
         for (const fd of [reading, writing]) closeSync(fd);
         expect(await writer.stderr.text()).toBe("");
         expect(await reader.stdout.text()).toBe(`${mounts}\n`);
