@@ -178,6 +178,16 @@ export function argumentError(code: ArgumentErrorCode, message: string): TypeErr
   return Object.assign(new TypeError(message), { code });
 }
 
+/** Checks a string that is no path. Throws as {@link toPath}. */
+function toText(text: string, name: string): string {
+  return text.includes("\0") || !text.isWellFormed() ? refuseText(text, name) : text;
+}
+
+function refuseText(text: string, name: string): never {
+  const reason = text.includes("\0") ? "must not hold a NUL" : "is not well-formed UTF-16";
+  throw argumentError("ERR_INVALID_ARG_VALUE", `${name} ${reason}`);
+}
+
 /**
  * Checks a path and gives it the form in which it goes to the kernel.
  *
@@ -188,11 +198,7 @@ export function argumentError(code: ArgumentErrorCode, message: string): TypeErr
  *   surrogate pair, which no file name can hold), `ERR_INVALID_URL_SCHEME`.
  */
 export function toPath(path: PathLike, name = "path"): string | Uint8Array {
-  if (typeof path === "string") {
-    if (path.includes("\0")) throw argumentError("ERR_INVALID_ARG_VALUE", `${name} must not hold a NUL`);
-    if (!path.isWellFormed()) throw argumentError("ERR_INVALID_ARG_VALUE", `${name} is not well-formed UTF-16`);
-    return path;
-  }
+  if (typeof path === "string") return path.includes("\0") || !path.isWellFormed() ? refuseText(path, name) : path;
   if (path instanceof URL) return toPath(Bun.fileURLToPath(path), name);
   if (path instanceof Uint8Array) {
     if (path.includes(0)) throw argumentError("ERR_INVALID_ARG_VALUE", `${name} must not hold a NUL`);
@@ -283,22 +289,24 @@ const NR = {
   statx: process.arch === "arm64" ? 291 : 332,
 } as const satisfies Record<keyof typeof numbered, number>;
 
-type Libc = Library<typeof wrapped>["symbols"];
+type Wrapped = Library<typeof wrapped>["symbols"];
 type Numbered = Library<typeof numbered>["symbols"];
 
-const boundLibc: Partial<Record<string, unknown>> = {};
-const boundNumbered: Partial<Record<string, unknown>> = {};
+// Each wrapper below binds its function at its first call, in place: a function in between would be called so often that
+// compiling it would take longer than all a short program does.
+const libc: { -readonly [K in keyof Wrapped]?: Wrapped[K] } = {};
+const kernelCalls: { -readonly [K in keyof Numbered]?: Numbered[K] } = {};
 let errnoLocation: (() => Pointer | bigint | null) | undefined;
 
-function libc<K extends keyof Libc>(name: K): Libc[K] {
-  return (boundLibc[name] ??= bind(name, wrapped[name])) as Libc[K];
+function bind<K extends keyof Wrapped>(name: K): Wrapped[K] {
+  return load(name, wrapped[name]) as Wrapped[K];
 }
 
-function numberedCall<K extends keyof Numbered>(name: K): Numbered[K] {
-  return (boundNumbered[name] ??= bind("syscall", numbered[name])) as Numbered[K];
+function bindNumbered<K extends keyof Numbered>(name: K): Numbered[K] {
+  return load("syscall", numbered[name]) as Numbered[K];
 }
 
-function bind(symbol: string, definition: FFIFunction): unknown {
+function load(symbol: string, definition: FFIFunction): unknown {
   if (process.platform !== "linux" || (process.arch !== "x64" && process.arch !== "arm64")) {
     const message = `mounttree needs Linux on x86-64 or arm64; this is ${process.platform} on ${process.arch}`;
     throw Object.assign(new Error(message), { code: "ERR_UNSUPPORTED_PLATFORM" });
@@ -332,8 +340,7 @@ const ANSWER = 8192;
 
 /** One buffer for all: calls do not overlap. It is long enough that Bun never moves it. */
 let memory: Scratch | undefined;
-function scratch(): Scratch {
-  if (memory !== undefined) return memory;
+function allocate(): Scratch {
   const buffer = new ArrayBuffer(2 * ANSWER);
   memory = { bytes: new Uint8Array(buffer), answer: new Uint8Array(buffer, ANSWER), view: new DataView(buffer) };
   return memory;
@@ -348,35 +355,35 @@ export function open(path: PathLike, flags: number, mode = 0): number {
 
 /** openat(2). Returns the descriptor. */
 export function openat(dirfd: number, path: PathLike, flags: number, mode = 0): number {
-  const fd = libc("openat")(dirfd, toPath(path), flags, mode);
+  const fd = (libc.openat ??= bind("openat"))(dirfd, toPath(path), flags, mode);
   return fd === -1 ? fail("openat", path) : fd;
 }
 
 /** openat2(2), Linux 5.6. Returns the descriptor. */
 export function openat2(dirfd: number, path: PathLike, how: { flags: number; mode?: number; resolve: number }): number {
   const name = toPath(path);
-  const { bytes, view } = scratch();
+  const { bytes, view } = memory ?? allocate();
   view.setBigUint64(0, BigInt(how.flags), true);
   view.setBigUint64(8, BigInt(how.mode ?? 0), true);
   view.setBigUint64(16, BigInt(how.resolve), true);
-  const fd = numberedCall("openat2")(NR.openat2, dirfd, name, bytes, 24);
+  const fd = (kernelCalls.openat2 ??= bindNumbered("openat2"))(NR.openat2, dirfd, name, bytes, 24);
   return fd === -1 ? fail("openat2", path) : fd;
 }
 
 /** close(2). The descriptor is gone even when this throws. */
 export function close(fd: number): void {
-  if (libc("close")(fd) === -1) fail("close");
+  if ((libc.close ??= bind("close"))(fd) === -1) fail("close");
 }
 
 /** read(2) into `into`. Returns the number of bytes, 0 at the end. */
 export function read(fd: number, into: Uint8Array): number {
-  const count = libc("read")(fd, into, into.length);
+  const count = (libc.read ??= bind("read"))(fd, into, into.length);
   return count === -1 ? fail("read") : count;
 }
 
 /** write(2). Returns the number of bytes that were taken. */
 export function write(fd: number, bytes: Uint8Array): number {
-  const count = libc("write")(fd, bytes, bytes.length);
+  const count = (libc.write ??= bind("write"))(fd, bytes, bytes.length);
   return count === -1 ? fail("write") : count;
 }
 
@@ -404,32 +411,34 @@ export function readFile(path: PathLike, dirfd: number = AT.FDCWD): Uint8Array {
 /** readlinkat(2): the link's bytes. */
 export function readlinkat(dirfd: number, path: PathLike): Uint8Array {
   const name = toPath(path);
-  const { bytes } = scratch();
-  const length = libc("readlinkat")(dirfd, name, bytes, 8192);
+  const { bytes } = memory ?? allocate();
+  const length = (libc.readlinkat ??= bind("readlinkat"))(dirfd, name, bytes, 8192);
   return length === -1 ? fail("readlinkat", path) : bytes.slice(0, length);
 }
 
 /** mkdirat(2). */
 export function mkdirat(dirfd: number, path: PathLike, mode: number): void {
-  if (libc("mkdirat")(dirfd, toPath(path), mode) === -1) fail("mkdirat", path);
+  if ((libc.mkdirat ??= bind("mkdirat"))(dirfd, toPath(path), mode) === -1) fail("mkdirat", path);
 }
 
-/** symlinkat(2). */
-export function symlinkat(target: PathLike, dirfd: number, path: PathLike): void {
-  if (libc("symlinkat")(toPath(target, "target"), dirfd, toPath(path)) === -1) fail("symlinkat", target, path);
+/** symlinkat(2). Names that are not UTF-8 are not for this one. */
+export function symlinkat(target: string, dirfd: number, path: string): void {
+  if ((libc.symlinkat ??= bind("symlinkat"))(toText(target, "target"), dirfd, toText(path, "path")) === -1) {
+    fail("symlinkat", target, path);
+  }
 }
 
 /** unlinkat(2); `AT.REMOVEDIR` makes it rmdir(2). */
 export function unlinkat(dirfd: number, path: PathLike, flags: number): void {
-  if (libc("unlinkat")(dirfd, toPath(path), flags) === -1) fail("unlinkat", path);
+  if ((libc.unlinkat ??= bind("unlinkat"))(dirfd, toPath(path), flags) === -1) fail("unlinkat", path);
 }
 
 /** getdents64(2) until the end: the names in a directory, `.` and `..` left out. The descriptor must be at its start. */
 export function readDirectory(fd: number): string[] {
-  const { bytes, view } = scratch();
+  const { bytes, view } = memory ?? allocate();
   const names: string[] = [];
   for (;;) {
-    const length = numberedCall("getdents64")(NR.getdents64, fd, bytes, bytes.length);
+    const length = (kernelCalls.getdents64 ??= bindNumbered("getdents64"))(NR.getdents64, fd, bytes, bytes.length);
     if (length === -1) fail("getdents64");
     if (length === 0) return names;
     for (let at = 0; at < length; at += view.getUint16(at + 16, true)) {
@@ -456,9 +465,9 @@ export interface Statx {
 
 /** statx(2), Linux 4.11. */
 export function statx(dirfd: number, path: PathLike, flags: number, mask: number): Statx {
-  const name = toPath(path);
-  const { bytes, view } = scratch();
-  if (numberedCall("statx")(NR.statx, dirfd, name, flags, mask, bytes) === -1) fail("statx", path);
+  const name = path === "" ? path : toPath(path);
+  const { bytes, view } = memory ?? allocate();
+  if ((kernelCalls.statx ??= bindNumbered("statx"))(NR.statx, dirfd, name, flags, mask, bytes) === -1) fail("statx", path);
   return statxFrom(view);
 }
 
@@ -478,8 +487,8 @@ function statxFrom(view: DataView): Statx {
 
 /** fstatfs(2): the file system's magic number and its mount's flags, which have the values of {@link MS} (but relatime 0x1000, nosymfollow 0x2000). */
 export function fstatfs(fd: number): { type: number; flags: number } {
-  const { bytes, view } = scratch();
-  if (libc("fstatfs")(fd, bytes) === -1) fail("fstatfs");
+  const { bytes, view } = memory ?? allocate();
+  if ((libc.fstatfs ??= bind("fstatfs"))(fd, bytes) === -1) fail("fstatfs");
   return { type: view.getUint32(0, true), flags: view.getUint32(80, true) };
 }
 
@@ -494,32 +503,43 @@ export function mount(
   data: string | null,
 ): void {
   const from = source === null ? null : toPath(source, "source");
-  const type = fsType === null ? null : toPath(fsType, "fsType");
-  const options = data === null ? null : toPath(data, "data");
-  if (libc("mount")(from, toPath(target, "target"), type, flags, options) === -1)
+  const type = fsType === null ? null : toText(fsType, "fsType");
+  const options = data === null ? null : toText(data, "data");
+  if ((libc.mount ??= bind("mount"))(from, toPath(target, "target"), type, flags, options) === -1)
     fail("mount", source ?? target, source === null ? null : target);
 }
 
 /** umount2(2). */
 export function umount2(target: PathLike, flags: number): void {
-  if (libc("umount2")(toPath(target, "target"), flags) === -1) fail("umount2", target);
+  if ((libc.umount2 ??= bind("umount2"))(toPath(target, "target"), flags) === -1) fail("umount2", target);
 }
 
 /** pivot_root(2). */
 export function pivot_root(newRoot: PathLike, putOld: PathLike): void {
-  const result = numberedCall("pivot_root")(NR.pivot_root, toPath(newRoot, "newRoot"), toPath(putOld, "putOld"));
+  const result = (kernelCalls.pivot_root ??= bindNumbered("pivot_root"))(
+    NR.pivot_root,
+    toPath(newRoot, "newRoot"),
+    toPath(putOld, "putOld"),
+  );
   if (result === -1) fail("pivot_root", newRoot, putOld);
 }
 
 /** open_tree(2), Linux 5.2. Returns the tree's descriptor. */
 export function open_tree(dirfd: number, path: PathLike, flags: number): number {
-  const fd = numberedCall("open_tree")(NR.open_tree, dirfd, toPath(path), flags);
+  const fd = (kernelCalls.open_tree ??= bindNumbered("open_tree"))(NR.open_tree, dirfd, path === "" ? path : toPath(path), flags);
   return fd === -1 ? fail("open_tree", path) : fd;
 }
 
 /** move_mount(2), Linux 5.2. */
 export function move_mount(fromFd: number, from: PathLike, toFd: number, to: PathLike, flags: number): void {
-  const result = numberedCall("move_mount")(NR.move_mount, fromFd, toPath(from, "from"), toFd, toPath(to, "to"), flags);
+  const result = (kernelCalls.move_mount ??= bindNumbered("move_mount"))(
+    NR.move_mount,
+    fromFd,
+    from === "" ? from : toPath(from, "from"),
+    toFd,
+    to === "" ? to : toPath(to, "to"),
+    flags,
+  );
   if (result === -1) fail("move_mount", from, to);
 }
 
@@ -530,29 +550,31 @@ export function mount_setattr(
   flags: number,
   attributes: { set?: number; clear?: number; propagation?: number },
 ): void {
-  const name = toPath(path);
-  const { bytes, view } = scratch();
+  const name = path === "" ? path : toPath(path);
+  const { bytes, view } = memory ?? allocate();
   view.setBigUint64(0, BigInt(attributes.set ?? 0), true);
   view.setBigUint64(8, BigInt(attributes.clear ?? 0), true);
   view.setBigUint64(16, BigInt(attributes.propagation ?? 0), true);
   view.setBigUint64(24, 0n, true);
-  if (numberedCall("mount_setattr")(NR.mount_setattr, dirfd, name, flags, bytes, 32) === -1) fail("mount_setattr", path);
+  if ((kernelCalls.mount_setattr ??= bindNumbered("mount_setattr"))(NR.mount_setattr, dirfd, name, flags, bytes, 32) === -1)
+    fail("mount_setattr", path);
 }
 
 /** fsopen(2), Linux 5.2. Returns the file system context's descriptor. */
 export function fsopen(fsType: string, flags: number): number {
-  const fd = numberedCall("fsopen")(NR.fsopen, toPath(fsType, "fsType"), flags);
+  const fd = (kernelCalls.fsopen ??= bindNumbered("fsopen"))(NR.fsopen, toText(fsType, "fsType"), flags);
   return fd === -1 ? fail("fsopen", fsType) : fd;
 }
 
 /** fsconfig(2), Linux 5.2. */
 export function fsconfig(fd: number, command: number, key: string | null, value: string | null): void {
-  if (numberedCall("fsconfig")(NR.fsconfig, fd, command, key, value, 0) === -1) fail("fsconfig", key, value);
+  if ((kernelCalls.fsconfig ??= bindNumbered("fsconfig"))(NR.fsconfig, fd, command, key, value, 0) === -1)
+    fail("fsconfig", key, value);
 }
 
 /** fsmount(2), Linux 5.2. Returns the mount's descriptor; it is attached nowhere. */
 export function fsmount(fd: number, flags: number, attributes: number): number {
-  const mountFd = numberedCall("fsmount")(NR.fsmount, fd, flags, attributes);
+  const mountFd = (kernelCalls.fsmount ??= bindNumbered("fsmount"))(NR.fsmount, fd, flags, attributes);
   return mountFd === -1 ? fail("fsmount") : mountFd;
 }
 
@@ -567,9 +589,10 @@ export interface Statmount {
 
 /** statmount(2), Linux 6.8. ENOENT: no such mount in this process's mount namespace. */
 export function statmount(id: bigint): Statmount {
-  const { bytes, view, answer } = scratch();
+  const { bytes, view, answer } = memory ?? allocate();
   mountIdRequest(view, id, BigInt(STATMOUNT.MNT_BASIC));
-  if (numberedCall("statmount")(NR.statmount, bytes, answer, answer.length, 0) === -1) fail("statmount");
+  if ((kernelCalls.statmount ??= bindNumbered("statmount"))(NR.statmount, bytes, answer, answer.length, 0) === -1)
+    fail("statmount");
   return {
     id: view.getBigUint64(ANSWER + 40, true),
     parentId: view.getBigUint64(ANSWER + 48, true),
@@ -579,13 +602,13 @@ export function statmount(id: bigint): Statmount {
 
 /** listmount(2), Linux 6.8: how many mounts there are below a mount; from `LSMT_ROOT` on, the root itself is counted as well. */
 export function countMounts(id: bigint): number {
-  const { bytes, view, answer } = scratch();
+  const { bytes, view, answer } = memory ?? allocate();
   const most = answer.length / 8;
   let total = 0;
   let last = 0n;
   for (;;) {
     mountIdRequest(view, id, last);
-    const count = numberedCall("listmount")(NR.listmount, bytes, answer, most, 0);
+    const count = (kernelCalls.listmount ??= bindNumbered("listmount"))(NR.listmount, bytes, answer, most, 0);
     if (count === -1) fail("listmount");
     total += count;
     if (count < most) return total;
@@ -605,58 +628,58 @@ function mountIdRequest(view: DataView, id: bigint, parameter: bigint): void {
 
 /** chdir(2). `process.cwd()` does not notice; use `process.chdir` where it should. */
 export function chdir(path: PathLike): void {
-  if (libc("chdir")(toPath(path)) === -1) fail("chdir", path);
+  if ((libc.chdir ??= bind("chdir"))(toPath(path)) === -1) fail("chdir", path);
 }
 
 /** fchdir(2). */
 export function fchdir(fd: number): void {
-  if (libc("fchdir")(fd) === -1) fail("fchdir");
+  if ((libc.fchdir ??= bind("fchdir"))(fd) === -1) fail("fchdir");
 }
 
 /** chroot(2). */
 export function chroot(path: PathLike): void {
-  if (libc("chroot")(toPath(path)) === -1) fail("chroot", path);
+  if ((libc.chroot ??= bind("chroot"))(toPath(path)) === -1) fail("chroot", path);
 }
 
 /** unshare(2). It moves the calling thread and no other. */
 export function unshare(flags: number): void {
-  if (libc("unshare")(flags) === -1) fail("unshare");
+  if ((libc.unshare ??= bind("unshare"))(flags) === -1) fail("unshare");
 }
 
 /** setns(2). */
 export function setns(fd: number, type: number): void {
-  if (libc("setns")(fd, type) === -1) fail("setns");
+  if ((libc.setns ??= bind("setns"))(fd, type) === -1) fail("setns");
 }
 
 /** kcmp(2) with KCMP_FS: whether two tasks share root, working directory and umask. Numbers are those of this process's PID namespace. */
 export function sharesFs(pid1: number, pid2: number): boolean {
-  const result = numberedCall("kcmp")(NR.kcmp, pid1, pid2, KCMP.FS, 0, 0);
+  const result = (kernelCalls.kcmp ??= bindNumbered("kcmp"))(NR.kcmp, pid1, pid2, KCMP.FS, 0, 0);
   return result === -1 ? fail("kcmp") : result === 0;
 }
 
 /** capget(2): the effective capabilities of this thread, bit N for capability N. */
 export function effectiveCapabilities(): bigint {
-  const { bytes, view, answer } = scratch();
+  const { bytes, view, answer } = memory ?? allocate();
   view.setUint32(0, 0x20080522, true); // _LINUX_CAPABILITY_VERSION_3
   view.setInt32(4, 0, true);
-  if (libc("capget")(bytes, answer) === -1) fail("capget");
+  if ((libc.capget ??= bind("capget"))(bytes, answer) === -1) fail("capget");
   return BigInt(view.getUint32(ANSWER, true)) | (BigInt(view.getUint32(ANSWER + 12, true)) << 32n);
 }
 
 /** fcntl(2) with a command that takes a number: `F.GETFD`, `F.SETFD`, `F.GETFL`, `F.SETFL`. Returns what the command does. */
 export function fcntl(fd: number, command: number, argument = 0): number {
-  const result = libc("fcntl")(fd, command, argument);
+  const result = (libc.fcntl ??= bind("fcntl"))(fd, command, argument);
   return result === -1 ? fail("fcntl") : result;
 }
 
 /** close_range(2), Linux 5.9, with `CLOSE_RANGE.CLOEXEC` 5.11. */
 export function close_range(first: number, last: number, flags: number): void {
-  if (numberedCall("close_range")(NR.close_range, first, last, flags) === -1) fail("close_range");
+  if ((kernelCalls.close_range ??= bindNumbered("close_range"))(NR.close_range, first, last, flags) === -1) fail("close_range");
 }
 
 /** signal(2): a signal's disposition becomes the default one. */
 export function resetSignal(signal: number): void {
-  libc("signal")(signal, null);
+  (libc.signal ??= bind("signal"))(signal, null);
 }
 
 /**
@@ -667,13 +690,13 @@ export function resetSignal(signal: number): void {
  */
 export function limitOfFiles(pid: number, soft?: number): { soft: number; hard: number } {
   const RLIMIT_NOFILE = 7;
-  const { bytes, view } = scratch();
-  if (libc("prlimit")(pid, RLIMIT_NOFILE, null, bytes) === -1) fail("prlimit");
+  const { bytes, view } = memory ?? allocate();
+  if ((libc.prlimit ??= bind("prlimit"))(pid, RLIMIT_NOFILE, null, bytes) === -1) fail("prlimit");
   // RLIM_INFINITY becomes a number that is large enough.
   const limits = { soft: Number(view.getBigUint64(0, true)), hard: Number(view.getBigUint64(8, true)) };
   if (soft === undefined) return limits;
   view.setBigUint64(0, BigInt(soft), true);
-  if (libc("prlimit")(pid, RLIMIT_NOFILE, bytes, null) === -1) fail("prlimit");
+  if ((libc.prlimit ??= bind("prlimit"))(pid, RLIMIT_NOFILE, bytes, null) === -1) fail("prlimit");
   return { soft, hard: limits.hard };
 }
 
@@ -706,7 +729,7 @@ export function execvp(argv: readonly [PathLike, ...PathLike[]]): never {
     pointer += 8;
     at += string.length;
   }
-  libc("execvp")(toPath(argv[0], "the command"), bytes);
+  (libc.execvp ??= bind("execvp"))(toPath(argv[0], "the command"), bytes);
   return fail("execvp", argv[0]);
 }
 
@@ -716,7 +739,8 @@ export function hasChildren(): boolean {
   const WEXITED = 4;
   const WNOWAIT = 0x1000000;
   const __WALL = 0x40000000;
-  if (libc("waitid")(0, 0, scratch().bytes, WEXITED | WNOHANG | WNOWAIT | __WALL) !== -1) return true;
+  if ((libc.waitid ??= bind("waitid"))(0, 0, (memory ?? allocate()).bytes, WEXITED | WNOHANG | WNOWAIT | __WALL) !== -1)
+    return true;
   const ECHILD = 10;
   return lastErrno() === ECHILD ? false : fail("waitid");
 }
