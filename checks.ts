@@ -7,7 +7,6 @@ import {
   AT,
   CAP,
   close,
-  effectiveCapabilities,
   FSCONFIG,
   FSMOUNT,
   FSOPEN,
@@ -15,6 +14,7 @@ import {
   fsmount,
   fsopen,
   fstatfs,
+  hasCapability,
   hasChildren,
   type Kernel,
   LSMT_ROOT,
@@ -163,7 +163,7 @@ export function isRefusal(error: unknown, ...codes: readonly string[]): error is
 function needs(capability: number, name: string): Check {
   return {
     reason: `no-${name.toLowerCase().replaceAll("_", "-")}`,
-    rulesOut: () => ((effectiveCapabilities() >> BigInt(capability)) & 1n ? undefined : `this process does not have ${name}`),
+    rulesOut: () => (hasCapability(capability) ? undefined : `this process does not have ${name}`),
   };
 }
 

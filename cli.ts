@@ -151,9 +151,6 @@ function takeOption(option: string, rest: Argument[], options: RunOptions): void
     if (argument === undefined) throw new UsageError(`run: ${option} needs ${what}`);
     return argument;
   };
-  const toMount = (what: readonly Argument[], mountInside: (root: number) => void): void => {
-    options.mounts.push({ text: [option, ...what.map(({ text }) => text)].join(" "), mount: mountInside });
-  };
   switch (option) {
     case "--method":
       options.switching.methods = next("a list of methods").text.split(",").map(toMethod);
@@ -171,15 +168,18 @@ function takeOption(option: string, rest: Argument[], options: RunOptions): void
     case "--ro-bind": {
       const readOnly = option === "--ro-bind";
       const [source, destination] = [next("SRC and DEST"), next("SRC and DEST")];
-      toMount([source, destination], (root) => bindInside(root, source.path, destination.path, { readOnly }));
+      options.mounts.push({
+        text: `${option} ${source.text} ${destination.text}`,
+        mount: (root) => bindInside(root, source.path, destination.path, { readOnly }),
+      });
       break;
     }
     case "--tmpfs":
     case "--proc":
     case "--dev": {
       const mountInside = { "--tmpfs": tmpfsInside, "--proc": procInside, "--dev": devInside }[option];
-      const destination = next("DEST");
-      toMount([destination], (root) => mountInside(root, destination.path));
+      const { text, path } = next("DEST");
+      options.mounts.push({ text: `${option} ${text}`, mount: (root) => mountInside(root, path) });
       break;
     }
     default:

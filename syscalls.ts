@@ -218,7 +218,8 @@ export function pathText(path: PathLike): string {
 /** UTF-8 as text. Most of it is short and ASCII, which takes no decoder: a process's first one takes a while to make. */
 function decode(bytes: Uint8Array): string {
   let text = "";
-  for (const byte of bytes) {
+  for (let at = 0; at < bytes.length; at++) {
+    const byte = bytes[at] ?? 0;
     if (byte > 0x7e) return new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes);
     text += String.fromCharCode(byte);
   }
@@ -363,9 +364,11 @@ export function openat(dirfd: number, path: PathLike, flags: number, mode = 0): 
 export function openat2(dirfd: number, path: PathLike, how: { flags: number; mode?: number; resolve: number }): number {
   const name = toPath(path);
   const { bytes, view } = memory ?? allocate();
-  view.setBigUint64(0, BigInt(how.flags), true);
-  view.setBigUint64(8, BigInt(how.mode ?? 0), true);
-  view.setBigUint64(16, BigInt(how.resolve), true);
+  // u64 all of them, of which the lower half is enough.
+  bytes.fill(0, 0, 24);
+  view.setUint32(0, how.flags, true);
+  view.setUint32(8, how.mode ?? 0, true);
+  view.setUint32(16, how.resolve, true);
   const fd = (kernelCalls.openat2 ??= bindNumbered("openat2"))(NR.openat2, dirfd, name, bytes, 24);
   return fd === -1 ? fail("openat2", path) : fd;
 }
@@ -552,10 +555,11 @@ export function mount_setattr(
 ): void {
   const name = path === "" ? path : toPath(path);
   const { bytes, view } = memory ?? allocate();
-  view.setBigUint64(0, BigInt(attributes.set ?? 0), true);
-  view.setBigUint64(8, BigInt(attributes.clear ?? 0), true);
-  view.setBigUint64(16, BigInt(attributes.propagation ?? 0), true);
-  view.setBigUint64(24, 0n, true);
+  // u64 all of them, of which the lower half is enough.
+  bytes.fill(0, 0, 32);
+  view.setUint32(0, attributes.set ?? 0, true);
+  view.setUint32(8, attributes.clear ?? 0, true);
+  view.setUint32(16, attributes.propagation ?? 0, true);
   if ((kernelCalls.mount_setattr ??= bindNumbered("mount_setattr"))(NR.mount_setattr, dirfd, name, flags, bytes, 32) === -1)
     fail("mount_setattr", path);
 }
@@ -657,13 +661,14 @@ export function sharesFs(pid1: number, pid2: number): boolean {
   return result === -1 ? fail("kcmp") : result === 0;
 }
 
-/** capget(2): the effective capabilities of this thread, bit N for capability N. */
-export function effectiveCapabilities(): bigint {
+/** capget(2): whether a capability is among the effective ones of this thread. */
+export function hasCapability(capability: number): boolean {
   const { bytes, view, answer } = memory ?? allocate();
   view.setUint32(0, 0x20080522, true); // _LINUX_CAPABILITY_VERSION_3
   view.setInt32(4, 0, true);
   if ((libc.capget ??= bind("capget"))(bytes, answer) === -1) fail("capget");
-  return BigInt(view.getUint32(ANSWER, true)) | (BigInt(view.getUint32(ANSWER + 12, true)) << 32n);
+  const word = view.getUint32(ANSWER + (capability < 32 ? 0 : 12), true);
+  return ((word >>> (capability % 32)) & 1) === 1;
 }
 
 /** fcntl(2) with a command that takes a number: `F.GETFD`, `F.SETFD`, `F.GETFL`, `F.SETFL`. Returns what the command does. */

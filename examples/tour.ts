@@ -11,7 +11,7 @@ import { drawTree } from "../ls.ts";
 import { mount, setPropagation } from "../mount.ts";
 import { bindInside, devInside, procInside } from "../rootfs.ts";
 import { switchRootOn } from "../switchroot.ts";
-import { CLONE, close, effectiveCapabilities, execvp, kernel, O, open, unshare } from "../syscalls.ts";
+import { CAP, CLONE, close, execvp, hasCapability, kernel, O, open, unshare } from "../syscalls.ts";
 
 const [, script = "", stage = "outside", directory = ""] = process.argv;
 const width = process.stdout.columns ?? 110;
@@ -21,8 +21,7 @@ else if (stage === "apart") apart();
 else await inside();
 
 async function outside(): Promise<void> {
-  const CAP_SYS_ADMIN = 21n;
-  if (process.platform !== "linux" || !((effectiveCapabilities() >> CAP_SYS_ADMIN) & 1n)) {
+  if (process.platform !== "linux" || !hasCapability(CAP.SYS_ADMIN)) {
     console.error("The tour mounts things in a namespace of its own: run it on Linux, as root (for example with sudo).");
     process.exit(1);
   }
