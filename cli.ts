@@ -4,9 +4,9 @@ import { isRefusal } from "./checks.ts";
 import { ExecError, exec, prepareExec } from "./exec.ts";
 import { drawTree } from "./ls.ts";
 import { version } from "./package.json" with { type: "json" };
-import { bindInside, devInside, procInside, tmpfsInside } from "./rootfs.ts";
+import { bindInside, devInside, openBound, openDirectory, procInside, tmpfsInside } from "./rootfs.ts";
 import { type RootMethod, type SwitchRootOptions, switchRootOfThread } from "./switchroot.ts";
-import { CLONE, chdir, MS, mount, O, open, type PathLike, readFile, resetSignal, unshare, write } from "./syscalls.ts";
+import { CLONE, chdir, MS, mount, type PathLike, readFile, resetSignal, unshare, write } from "./syscalls.ts";
 
 const help = `mounttree: change what a command sees as "/"
 
@@ -142,7 +142,7 @@ function run(args: Argument[]): void {
   const command: [PathLike, ...PathLike[]] = [rest.shift()?.path ?? "/bin/sh"];
   for (const { path } of rest) command.push(path);
   enter(root, options);
-  exec(command);
+  exec(command, options.keepDescriptors);
 }
 
 function takeOption(option: string, rest: Argument[], options: RunOptions): void {
@@ -206,7 +206,8 @@ function enter(root: Argument, options: RunOptions): void {
   during('keeping mounts from the host, which needs a "/" that is a mount', () =>
     mount(null, "/", null, MS.REC | MS.SLAVE, null),
   );
-  const fd = during("opening ROOT", () => open(root.path, O.PATH | O.DIRECTORY | O.CLOEXEC));
+  const open = options.mounts.length > 0 ? openBound : openDirectory;
+  const fd = during("opening ROOT", () => open(root.path));
   // What is made for a DEST should not depend on who calls.
   const umask = process.umask(0);
   for (const { text, mount: mountInside } of options.mounts) during(text, () => mountInside(fd));

@@ -48,7 +48,7 @@ export function prepareExec(keepDescriptors: boolean): void {
     }
   }
   if (keepDescriptors) keepInherited();
-  else closeOnExec();
+  else if (!closeOnExec()) for (const fd of descriptors()) fcntl(fd, F.SETFD, FD_CLOEXEC);
 }
 
 /** The soft limit of open files of a process; undefined if it has none, or may not be seen. */
@@ -69,13 +69,14 @@ function softLimitOfFiles(pid: number): number | undefined {
   }
 }
 
-function closeOnExec(): void {
+/** False where the kernel cannot: Linux before 5.11. */
+function closeOnExec(): boolean {
   try {
     close_range(3, 0xffff_ffff, CLOSE_RANGE.CLOEXEC);
+    return true;
   } catch (error) {
-    // Linux before 5.11.
-    if (!isRefusal(error, "ENOSYS", "EINVAL")) throw error;
-    for (const fd of descriptors()) fcntl(fd, F.SETFD, FD_CLOEXEC);
+    if (isRefusal(error, "ENOSYS", "EINVAL")) return false;
+    throw error;
   }
 }
 
@@ -112,9 +113,12 @@ export class ExecError extends Error {
 /**
  * Replaces this process by a command, see {@link execvp}.
  *
+ * @param keepDescriptors As for {@link prepareExec}, which has to be called before.
  * @throws ExecError if there is no such command, or it cannot be executed.
  */
-export function exec(command: readonly [PathLike, ...PathLike[]]): never {
+export function exec(command: readonly [PathLike, ...PathLike[]], keepDescriptors: boolean): never {
+  // Once more: what other threads of Bun have opened in between need not be close-on-exec.
+  if (!keepDescriptors) closeOnExec();
   try {
     return execvp(command);
   } catch (error) {

@@ -23,6 +23,7 @@ import {
   move_mount,
   O,
   OPEN_TREE,
+  open,
   open_tree,
   openat,
   openat2,
@@ -34,6 +35,28 @@ import {
   statx,
   symlinkat,
 } from "./syscalls.ts";
+
+/** Opens a directory that is to become "/". */
+export function openDirectory(path: PathLike): number {
+  return open(path, O.PATH | O.DIRECTORY | O.CLOEXEC);
+}
+
+/**
+ * Opens a directory that is to become "/", bound over itself: what is then mounted in it is mounted there only, and not once more
+ * in a copy that is made for the switch. The new mounts are private.
+ *
+ * @returns A descriptor of the new mount's root.
+ * @throws SyscallError, with nothing mounted.
+ */
+export function openBound(path: PathLike): number {
+  const place = openDirectory(path);
+  try {
+    const tree = copyTree(place, "", AT.EMPTY_PATH, 0);
+    return closedOnFailure(tree, () => move_mount(tree, "", place, "", MOVE_MOUNT.F_EMPTY_PATH | MOVE_MOUNT.T_EMPTY_PATH));
+  } finally {
+    close(place);
+  }
+}
 
 /**
  * Binds `source` and everything mounted below it.
@@ -47,7 +70,7 @@ import {
  */
 export function bindInside(root: number, source: PathLike, destination: PathLike, options: { readOnly?: boolean } = {}): void {
   const set = MOUNT_ATTR.NOSUID | MOUNT_ATTR.NODEV | (options.readOnly ? MOUNT_ATTR.RDONLY : 0);
-  const tree = openCopy(source, set);
+  const tree = copyTree(AT.FDCWD, source, 0, set);
   attachInside(root, tree, destination);
 }
 
@@ -84,7 +107,7 @@ export function devInside(root: number, destination: PathLike): void {
   attachInside(root, dev, destination, (mounted) => {
     for (const device of devices) {
       // Bound, not made with mknod(2): that takes a privilege, and such a node works nowhere in a user namespace.
-      const tree = openCopy(`/dev/${device}`, MOUNT_ATTR.NOSUID | MOUNT_ATTR.NOEXEC);
+      const tree = copyTree(AT.FDCWD, `/dev/${device}`, 0, MOUNT_ATTR.NOSUID | MOUNT_ATTR.NOEXEC);
       attach(tree, () => makeFile(mounted, device));
     }
     for (const [name, target] of links) symlinkat(target, mounted, name);
@@ -114,11 +137,11 @@ function makeFile(directory: number, name: PathLike): number {
   return openat(directory, name, O.WRONLY | O.CREAT | O.EXCL | O.NOFOLLOW | O.CLOEXEC, 0o644);
 }
 
-/** A private copy of what `source` leads to, attached nowhere. */
-function openCopy(source: PathLike, set: number): number {
-  const tree = open_tree(AT.FDCWD, source, OPEN_TREE.CLONE | OPEN_TREE.CLOEXEC | AT.RECURSIVE);
+/** A private copy of what a path leads to, with everything mounted below, attached nowhere. */
+function copyTree(directory: number, path: PathLike, flags: number, attributes: number): number {
+  const tree = open_tree(directory, path, OPEN_TREE.CLONE | OPEN_TREE.CLOEXEC | AT.RECURSIVE | flags);
   return closedOnFailure(tree, () => {
-    mount_setattr(tree, "", AT.EMPTY_PATH | AT.RECURSIVE, { set, propagation: MS.PRIVATE });
+    mount_setattr(tree, "", AT.EMPTY_PATH | AT.RECURSIVE, { set: attributes, propagation: MS.PRIVATE });
   });
 }
 
