@@ -59,10 +59,19 @@ export interface Situation {
   readonly mounts: Map<bigint, MountFacts>;
 }
 
+/** Why a method is ruled out, for programs. */
+export type CheckReason =
+  | "no-cap-sys-admin"
+  | "no-cap-sys-chroot"
+  | "root-detached"
+  | "namespace-shared"
+  | "chrooted"
+  | "initramfs"
+  | "shared-mount";
+
 /** One requirement of a method. */
 export interface Check {
-  /** Why the method is ruled out, for programs. */
-  readonly reason: string;
+  readonly reason: CheckReason;
   /** Why it is, as a sentence; undefined if the requirement is met. */
   rulesOut(situation: Situation): string | undefined;
 }
@@ -160,15 +169,15 @@ export function isRefusal(error: unknown, ...codes: readonly string[]): error is
 
 // --- Capabilities
 
-function needs(capability: number, name: string): Check {
+function needs(reason: CheckReason, capability: number, name: string): Check {
   return {
-    reason: `no-${name.toLowerCase().replaceAll("_", "-")}`,
+    reason,
     rulesOut: () => (hasCapability(capability) ? undefined : `this process does not have ${name}`),
   };
 }
 
-export const sysAdmin: Check = needs(CAP.SYS_ADMIN, "CAP_SYS_ADMIN");
-export const sysChroot: Check = needs(CAP.SYS_CHROOT, "CAP_SYS_CHROOT");
+export const sysAdmin: Check = needs("no-cap-sys-admin", CAP.SYS_ADMIN, "CAP_SYS_ADMIN");
+export const sysChroot: Check = needs("no-cap-sys-chroot", CAP.SYS_CHROOT, "CAP_SYS_CHROOT");
 
 // --- Whose namespace
 
@@ -196,7 +205,9 @@ export const ownNamespace: Check = {
     // From within, a namespace gets new inhabitants by fork(2) alone, and then they are children of ours.
     if (isRememberedOwn(situation.oldRoot) && !hasChildren()) return undefined;
     const inhabitant = otherInhabitant(situation.proc);
-    return inhabitant && `the mount namespace is shared: ${inhabitant}`;
+    return (
+      inhabitant && `the mount namespace is shared: ${inhabitant} (start the program by 'unshare --mount' for one of its own)`
+    );
   },
 };
 
@@ -211,10 +222,19 @@ function otherInhabitant(proc: number): string | undefined {
   const likely = [parent, "1"].filter((pid) => pid !== "0" && pid !== self);
   for (const pid of new Set([...likely, ...list(proc, ".").filter((name) => /^\d+$/.test(name) && name !== self)])) {
     const state = livesHere(here, pid);
-    if (state === "yes") return `process ${pid} lives in it too`;
+    if (state === "yes") return `process ${pid} (${nameOf(proc, pid)}) lives in it too`;
     if (state === "unknown") return `whether process ${pid} lives in it cannot be seen`;
   }
   return undefined;
+}
+
+function nameOf(proc: number, pid: string): string {
+  try {
+    return text(readFile(`${pid}/comm`, proc)).trim();
+  } catch (error) {
+    if (isRefusal(error, "ENOENT", "ESRCH")) return "which has ended";
+    throw error;
+  }
 }
 
 interface Inhabited {

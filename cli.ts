@@ -55,6 +55,13 @@ mount events propagate. With PATH: the mount that PATH lies on, and what is moun
 /** Wrong options or arguments; the message says which. */
 class UsageError extends Error {
   override readonly name = "UsageError";
+  /** Whose help to point to: "run ", "ls ", or nothing. */
+  readonly command: string;
+
+  constructor(message: string) {
+    super(message);
+    this.command = /^(run|ls)(?=: )/.exec(message)?.[0].concat(" ") ?? "";
+  }
 }
 
 /** One argument: its text, and what goes to the kernel, which is its bytes where they are not UTF-8. */
@@ -133,7 +140,7 @@ function run(args: Argument[]): void {
       print(runHelp);
       return;
     }
-    takeOption(option.text, rest, options);
+    takeOption(withValueApart(option, rest), rest, options);
     option = rest.shift();
   }
   const root = option?.text === "--" ? rest.shift() : option;
@@ -143,6 +150,17 @@ function run(args: Argument[]): void {
   for (const { path } of rest) command.push(path);
   enter(root, options);
   exec(command, options.keepDescriptors);
+}
+
+/** `--method=pivot` is `--method pivot`. The option's name; the value goes to what follows. */
+function withValueApart({ text, path }: Argument, rest: Argument[]): string {
+  const sign = text.indexOf("=");
+  const name = text.slice(0, sign);
+  // SRC and DEST are two.
+  if (sign === -1 || name === "--bind" || name === "--ro-bind" || name === "--keep-fds") return text;
+  const value = text.slice(sign + 1);
+  rest.unshift({ text: value, path: path instanceof Uint8Array ? path.slice(path.indexOf(0x3d) + 1) : value });
+  return name;
 }
 
 function takeOption(option: string, rest: Argument[], options: RunOptions): void {
@@ -201,7 +219,7 @@ function toPutOld(where: string): "stacked" | "directory" {
 /** From here on this thread is alone in what it does: the others stay outside, and end with the execve(2). */
 function enter(root: Argument, options: RunOptions): void {
   prepareExec(options.keepDescriptors);
-  during("taking a mount namespace", () => unshare(CLONE.NEWNS));
+  during("taking a mount namespace, which needs root (CAP_SYS_ADMIN)", () => unshare(CLONE.NEWNS));
   // Not private: what the host unmounts should not stay busy here.
   during('keeping mounts from the host, which needs a "/" that is a mount', () =>
     mount(null, "/", null, MS.REC | MS.SLAVE, null),
@@ -274,7 +292,7 @@ try {
   main();
 } catch (error) {
   if (!(error instanceof Error)) throw error;
-  const hint = error instanceof UsageError ? "Try 'mounttree --help'.\n" : "";
+  const hint = error instanceof UsageError ? `Try 'mounttree ${error.command}--help'.\n` : "";
   print(`mounttree: ${error.message}\n${hint}`, 2);
   process.exit(error instanceof ExecError ? error.status : 125);
 }

@@ -17,6 +17,7 @@ export {
 } from "./mountinfo.ts";
 export {
   type RejectedMethod,
+  type RejectionReason,
   type RootMethod,
   SwitchRootError,
   type SwitchRootOptions,

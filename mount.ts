@@ -28,6 +28,7 @@ import {
 import {
   AT,
   argumentError,
+  checkOptions,
   close,
   fstatfs,
   MNT,
@@ -299,6 +300,7 @@ function bindByName(fd: number, path: PathLike): void {
  * @see umount2(2), umount(8).
  */
 export function unmount(target: PathLike, options: { lazy?: boolean; force?: boolean } = {}): void {
+  checkOptions(options, ["lazy", "force"]);
   const { lazy = false, force = false } = options;
   // Not before a forced one: the look-up could wait for the server.
   if (!lazy && !force && isOwnRoot(target)) throw new SyscallError("umount2", EBUSY, pathText(target));
@@ -335,6 +337,7 @@ function isOwnRoot(target: PathLike): boolean {
  *   it and the rest are still mounted. An `Error` with code `ERR_MOUNT_NOT_LISTED`, as {@link mountOf}.
  */
 export function unmountAll(target: PathLike, options: { lazy?: boolean } = {}): number {
+  checkOptions(options, ["lazy"]);
   const flags = UMOUNT.NOFOLLOW | (options.lazy ? MNT.DETACH : 0);
   let count = 0;
   for (const mount of mountsAt(target)) {
@@ -425,6 +428,7 @@ export function setPropagation(target: PathLike, propagation: PropagationMode): 
  *   writing. Then nothing has changed.
  */
 export function setReadOnly(target: PathLike, options: { recursive?: boolean } = {}): void {
+  checkOptions(options, ["recursive"]);
   try {
     mount_setattr(AT.FDCWD, target, options.recursive ? AT.RECURSIVE : 0, { set: MOUNT_ATTR.RDONLY });
   } catch (error) {

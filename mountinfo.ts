@@ -20,6 +20,7 @@
  */
 import {
   AT,
+  argumentError,
   close,
   O,
   open,
@@ -106,6 +107,7 @@ const table = "/proc/self/mountinfo";
  * @throws SyscallError if /proc is not mounted; {@link MountInfoError} if a line does not parse.
  */
 export function getMounts(filter?: MountFilter): MountInfo[] {
+  if (filter !== undefined) checkFilter(filter);
   return parseMountInfo(readFile(table), filter);
 }
 
@@ -115,7 +117,12 @@ export function getMounts(filter?: MountFilter): MountInfo[] {
  * @throws As {@link getMounts}.
  */
 export function findMount(filter: MountFilter): MountInfo | undefined {
+  checkFilter(filter);
   return select(readFile(table), filter, 1)[0];
+}
+
+function checkFilter(filter: MountFilter): void {
+  if (typeof filter !== "function") throw argumentError("ERR_INVALID_ARG_TYPE", "the filter must be a function");
 }
 
 /**

@@ -7,6 +7,7 @@
 import {
   attachedRoot,
   type Check,
+  type CheckReason,
   type Directory,
   describe,
   isMountRoot,
@@ -29,6 +30,7 @@ import { getMounts, type MountInfo, mountIdOf } from "./mountinfo.ts";
 import {
   AT,
   argumentError,
+  checkOptions,
   type Kernel,
   kernel as linux,
   MNT,
@@ -59,11 +61,17 @@ export interface SwitchRootOptions {
   sharedNamespace?: boolean;
 }
 
+/**
+ * Why a method was not used: what was found before it was tried, or `"refused"` if the kernel refused one of its steps, or
+ * `"not-verified"` if "/" was not what it should have been afterwards.
+ */
+export type RejectionReason = CheckReason | "refused" | "not-verified";
+
 /** A method that was not used. */
 export interface RejectedMethod {
   method: RootMethod;
-  /** Why, for programs: the reason of the check that ruled it out, `"refused"` if the kernel refused a step, `"not-verified"`. */
-  reason: string;
+  /** Why, for programs. */
+  reason: RejectionReason;
   /** Why, for people. */
   message: string;
   /** What the kernel answered, if it was asked. */
@@ -441,8 +449,8 @@ let livedIn: number | undefined;
  * Afterwards "/" is `path`, the working directory is "/" (for `process.cwd()` as well), and no path that starts at either leads to
  * the old root. What was opened before stays open, and can lead out.
  *
- * Synchronous. Only the main thread can call it. Call `enterMountNamespace` first, or start the program with `unshare -m`, for the
- * strongest method; without a mount namespace of its own the process gets `detached`, and the host stays as it was.
+ * Synchronous. Only the main thread can call it. Start the program with `unshare --mount` for the strongest method; without a mount
+ * namespace of its own the process gets `detached`, and the host stays as it was.
  *
  * @param path The directory that becomes "/". Symlinks are followed.
  * @param options See {@link SwitchRootOptions}.
@@ -545,10 +553,12 @@ function checkArguments(
       "switchRoot() changes the root of the whole process, and cannot be called in a Worker",
     );
   }
-  const { methods: order = ["pivot", "move", "detached", "chroot"], putOld = "stacked" } = options;
+  checkOptions(options, ["methods", "putOld", "sharedNamespace"]);
+  const { methods: order = ["pivot", "move", "detached", "chroot"], putOld = "stacked", sharedNamespace = false } = options;
   if (!Array.isArray(order) || order.length === 0) {
-    throw argumentError("ERR_INVALID_ARG_VALUE", "methods must name at least one method");
+    throw argumentError("ERR_INVALID_ARG_VALUE", "methods must be an array of at least one method");
   }
+  if (typeof sharedNamespace !== "boolean") throw argumentError("ERR_INVALID_ARG_TYPE", "sharedNamespace must be a boolean");
   for (const method of order) {
     if (!Object.hasOwn(methods, method)) {
       throw argumentError("ERR_INVALID_ARG_VALUE", `'${method}' is no method; there are ${Object.keys(methods).join(", ")}`);
@@ -622,7 +632,7 @@ function refuseStrayThread(situation: Situation, path: PathLike): void {
   throw new SwitchRootError(`cannot switch the root to '${pathText(path)}': ${stray}`, { phase: "threads", cause });
 }
 
-function firstReason(checks: readonly Check[], situation: Situation): { reason: string; message: string } | undefined {
+function firstReason(checks: readonly Check[], situation: Situation): { reason: CheckReason; message: string } | undefined {
   for (const check of checks) {
     const message = check.rulesOut(situation);
     if (message !== undefined) return { reason: check.reason, message };

@@ -180,12 +180,30 @@ export function argumentError(code: ArgumentErrorCode, message: string): TypeErr
 
 /** Checks a string that is no path. Throws as {@link toPath}. */
 function toText(text: string, name: string): string {
+  if (typeof text !== "string") throw argumentError("ERR_INVALID_ARG_TYPE", `${name} must be a string`);
   return text.includes("\0") || !text.isWellFormed() ? refuseText(text, name) : text;
 }
 
 function refuseText(text: string, name: string): never {
   const reason = text.includes("\0") ? "must not hold a NUL" : "is not well-formed UTF-16";
   throw argumentError("ERR_INVALID_ARG_VALUE", `${name} ${reason}`);
+}
+
+/**
+ * Checks an object of options.
+ *
+ * @param known The names of all options there are. Another one is a mistake that would otherwise go unnoticed.
+ * @throws TypeError `ERR_INVALID_ARG_TYPE` if it is no object, `ERR_INVALID_ARG_VALUE` for an option that is not known.
+ */
+export function checkOptions(options: object, known: readonly string[]): void {
+  if (typeof options !== "object" || options === null || Array.isArray(options)) {
+    throw argumentError("ERR_INVALID_ARG_TYPE", "options must be an object");
+  }
+  for (const name of Object.keys(options)) {
+    if (!known.includes(name)) {
+      throw argumentError("ERR_INVALID_ARG_VALUE", `there is no option '${name}'; there are ${known.join(", ")}`);
+    }
+  }
 }
 
 /**

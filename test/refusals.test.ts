@@ -92,6 +92,20 @@ describe("bad input is refused with a clear error, before anything has changed (
     }
   });
 
+  test("an option that is misspelt, which would otherwise allow the weak methods, and what are no options", () => {
+    const wrong: [options: unknown, code: string][] = [
+      [{ method: ["pivot"] }, "ERR_INVALID_ARG_VALUE"],
+      ["chroot", "ERR_INVALID_ARG_TYPE"],
+      [5, "ERR_INVALID_ARG_TYPE"],
+      [null, "ERR_INVALID_ARG_TYPE"],
+      [["pivot"], "ERR_INVALID_ARG_TYPE"],
+      [{ sharedNamespace: "no" }, "ERR_INVALID_ARG_TYPE"],
+    ];
+    for (const [options, code] of wrong) {
+      expect(() => Reflect.apply(switchRoot, undefined, [`${base}/root`, options])).toThrow(expect.objectContaining({ code, name: "TypeError" }));
+    }
+  });
+
   test("a call from a Worker", async () => {
     const source = `
       import { switchRoot } from "${new URL("../switchroot.ts", import.meta.url).pathname}";
