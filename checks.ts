@@ -2,7 +2,7 @@
  * What can be known about a switch before anything is changed: who lives in this mount namespace, whether the process
  * was chrooted before, which mounts propagate, which thread would stay behind. Nothing here changes anything.
  */
-import { getMounts, type MountInfo, mountedByTable, mountIdOf, parseMountInfo } from "./mountinfo.ts";
+import { type MountInfo, mountedByTable, mountIdOf, parseMountInfo } from "./mountinfo.ts";
 import {
   AT,
   CAP,
@@ -10,6 +10,7 @@ import {
   FSCONFIG,
   FSMOUNT,
   FSOPEN,
+  faultsOfChildren,
   fsconfig,
   fsmount,
   fsopen,
@@ -23,6 +24,7 @@ import {
   O,
   open,
   openat,
+  type PathLike,
   PROC_SUPER_MAGIC,
   readDirectory,
   readFile,
@@ -90,7 +92,7 @@ export function describe(kernel: Kernel, fd: number): Directory {
  * Whether a path leads to this directory on this mount. Device and inode alone do not tell a read-only bind mount from its
  * writable source.
  */
-export function leadsTo(kernel: Kernel, path: string, { stat }: Directory): boolean {
+export function leadsTo(kernel: Kernel, path: PathLike, { stat }: Directory): boolean {
   let found = kernel.statx(AT.FDCWD, path, 0, identity);
   if ((found.mask & (STATX.MNT_ID | STATX.MNT_ID_UNIQUE)) === 0) {
     const fd = kernel.open(path, O.PATH | O.CLOEXEC);
@@ -145,6 +147,11 @@ function openProcDirectory(): number | undefined {
   return undefined;
 }
 
+/** This process's mount table, from a procfs that is one, whatever lies on /proc. */
+export function mountTable(proc: number): MountInfo[] {
+  return parseMountInfo(readFile("self/mountinfo", proc));
+}
+
 /** The path of a descriptor, from this process's root. */
 export function pathOf(proc: number, fd: number): Uint8Array {
   return readlinkat(proc, `self/fd/${fd}`);
@@ -185,25 +192,23 @@ export const sysChroot: Check = needs("no-cap-sys-chroot", CAP.SYS_CHROOT, "CAP_
  * The root mounts that were found to be the root of a mount namespace that no other process lives in, by their unique IDs.
  * A unique ID is never used again, and a mount never changes its namespace, so one ID stands for the namespace as well.
  */
-const ownRoots = new Set<bigint>();
+let own: { mountId: bigint; faultsOfChildren: number } | undefined;
 
 /** Remembers that the mount which is "/" now is the root of a namespace of this process's own. */
 export function rememberOwn({ stat }: Directory): void {
-  if ((stat.mask & STATX.MNT_ID_UNIQUE) === 0) return;
-  ownRoots.clear();
-  ownRoots.add(stat.mountId);
+  if (stat.mask & STATX.MNT_ID_UNIQUE) own = { mountId: stat.mountId, faultsOfChildren: faultsOfChildren() };
 }
 
-export function isRememberedOwn({ stat }: Directory): boolean {
-  return ownRoots.has(stat.mountId);
+function isRememberedOwn({ stat }: Directory): boolean {
+  return own?.mountId === stat.mountId;
 }
 
 export const ownNamespace: Check = {
   reason: "namespace-shared",
   rulesOut(situation) {
     if (situation.sharedNamespace) return undefined;
-    // From within, a namespace gets new inhabitants by fork(2) alone, and then they are children of ours.
-    if (isRememberedOwn(situation.oldRoot) && !hasChildren()) return undefined;
+    // From within, a namespace gets new inhabitants by fork(2) alone. Then we have children now, or had some that have ended.
+    if (isRememberedOwn(situation.oldRoot) && !hasChildren() && own?.faultsOfChildren === faultsOfChildren()) return undefined;
     const inhabitant = otherInhabitant(situation.proc);
     return (
       inhabitant && `the mount namespace is shared: ${inhabitant} (start the program by 'unshare --mount' for one of its own)`
@@ -217,7 +222,7 @@ function otherInhabitant(proc: number): string | undefined {
   // /proc may belong to another PID namespace than getpid(2): its own numbers are the ones that can be looked up in it.
   const self = /^Pid:\s*(\d+)/m.exec(status)?.[1] ?? "";
   const parent = /^PPid:\s*(\d+)/m.exec(status)?.[1] ?? "";
-  const here: Inhabited = { proc, self, ids: undefined };
+  const here: Inhabited = { proc, namespace: text(readlinkat(proc, "self/ns/mnt")), ids: undefined };
   // The likely ones first. Being process 1 oneself proves nothing: a PID namespace can be made without a mount namespace.
   const likely = [parent, "1"].filter((pid) => pid !== "0" && pid !== self);
   for (const pid of new Set([...likely, ...list(proc, ".").filter((name) => /^\d+$/.test(name) && name !== self)])) {
@@ -239,15 +244,33 @@ function nameOf(proc: number, pid: string): string {
 
 interface Inhabited {
   readonly proc: number;
-  readonly self: string;
+  readonly namespace: string;
   /** The IDs of this process's mounts, read when they are needed. */
   ids: Set<number> | undefined;
 }
 
+/** A process lives where any of its threads does: the first one may have left, or have ended before the others. */
 function livesHere(here: Inhabited, pid: string): "yes" | "no" | "unknown" {
+  let threads: string[];
+  try {
+    threads = list(here.proc, `${pid}/task`);
+  } catch (error) {
+    if (isRefusal(error, "ENOENT", "ESRCH")) return "no";
+    throw error;
+  }
+  let answer: "no" | "unknown" = "no";
+  for (const thread of threads) {
+    const state = threadLivesHere(here, `${pid}/task/${thread}`);
+    if (state === "yes") return "yes";
+    if (state === "unknown") answer = "unknown";
+  }
+  return answer;
+}
+
+function threadLivesHere(here: Inhabited, task: string): "yes" | "no" | "unknown" {
   const { proc } = here;
   try {
-    return text(readlinkat(proc, `${pid}/ns/mnt`)) === text(readlinkat(proc, "self/ns/mnt")) ? "yes" : "no";
+    return text(readlinkat(proc, `${task}/ns/mnt`)) === here.namespace ? "yes" : "no";
   } catch (error) {
     // It has ended, or is a zombie and has no namespace any more.
     if (isRefusal(error, "ENOENT", "ESRCH")) return "no";
@@ -255,21 +278,21 @@ function livesHere(here: Inhabited, pid: string): "yes" | "no" | "unknown" {
   }
   // Looking at the namespace takes the right to trace the process (ptrace(2)); reading its mount table does not.
   // A mount is in one namespace only, so one ID in common is enough.
-  here.ids ??= new Set(getMounts().map((mount) => mount.id));
+  here.ids ??= new Set(mountTable(proc).map((mount) => mount.id));
   try {
-    const mounts = parseMountInfo(readFile(`${pid}/mountinfo`, proc));
+    const mounts = parseMountInfo(readFile(`${task}/mountinfo`, proc));
     if (mounts.length === 0) return "unknown";
     return mounts.some((mount) => here.ids?.has(mount.id)) ? "yes" : "no";
   } catch (error) {
     if (isRefusal(error, "ENOENT", "ESRCH")) return "no";
     if (!(error instanceof SyscallError)) throw error;
-    return isZombie(proc, pid) ? "no" : "unknown";
+    return isZombie(proc, task) ? "no" : "unknown";
   }
 }
 
-function isZombie(proc: number, pid: string): boolean {
+function isZombie(proc: number, task: string): boolean {
   try {
-    return /^State:\s*[ZX]/m.test(text(readFile(`${pid}/status`, proc)));
+    return /^State:\s*[ZX]/m.test(text(readFile(`${task}/status`, proc)));
   } catch (error) {
     if (isRefusal(error, "ENOENT", "ESRCH")) return true;
     throw error;
@@ -294,16 +317,16 @@ interface Position {
 }
 
 /** Where the mount that a directory lies on hangs; undefined if it is not in this mount namespace. */
-function positionOf({ kernel, mounts }: Situation, { fd, stat }: Directory): Position | undefined {
+function positionOf({ kernel, mounts, proc }: Situation, { fd, stat }: Directory): Position | undefined {
   const ask = (id: bigint): MountFacts => remembered(mounts, id, () => facts(kernel.statmount(id)));
   let mount: MountFacts;
   try {
-    if ((stat.mask & STATX.MNT_ID_UNIQUE) === 0) return positionInTable(fd);
+    if ((stat.mask & STATX.MNT_ID_UNIQUE) === 0) return positionInTable(proc, fd);
     mount = ask(stat.mountId);
   } catch (error) {
     if (isRefusal(error, "ENOENT")) return undefined;
     // Docker's seccomp profile forbids statmount(2).
-    if (isRefusal(error, "ENOSYS", "EPERM")) return positionInTable(fd);
+    if (isRefusal(error, "ENOSYS", "EPERM")) return positionInTable(proc, fd);
     throw error;
   }
   try {
@@ -315,8 +338,8 @@ function positionOf({ kernel, mounts }: Situation, { fd, stat }: Directory): Pos
   }
 }
 
-function positionInTable(fd: number): Position | undefined {
-  const table = new Map(getMounts().map((mount) => [mount.id, mount]));
+function positionInTable(proc: number, fd: number): Position | undefined {
+  const table = new Map(mountTable(proc).map((mount) => [mount.id, mount]));
   const mount = table.get(mountIdOf(fd));
   const parent = mount && table.get(mount.parentId);
   return mount && { mount: tableFacts(mount), parent: parent && tableFacts(parent), exact: false };

@@ -95,7 +95,8 @@ function commandLine(): Argument[] {
   const bytes = readFile("/proc/self/cmdline");
   const all: Uint8Array[] = [];
   for (let at = 0; at < bytes.length; ) {
-    const end = bytes.indexOf(0, at);
+    const found = bytes.indexOf(0, at);
+    const end = found === -1 ? bytes.length : found;
     all.push(bytes.slice(at, end));
     at = end + 1;
   }
@@ -148,8 +149,9 @@ function run(args: Argument[]): void {
   if (rest[0]?.text === "--") rest.shift();
   const command: [PathLike, ...PathLike[]] = [rest.shift()?.path ?? "/bin/sh"];
   for (const { path } of rest) command.push(path);
+  const prepared = prepareExec(options.keepDescriptors);
   enter(root, options);
-  exec(command, options.keepDescriptors);
+  exec(command, prepared);
 }
 
 /** `--method=pivot` is `--method pivot`. The option's name; the value goes to what follows. */
@@ -218,7 +220,6 @@ function toPutOld(where: string): "stacked" | "directory" {
 
 /** From here on this thread is alone in what it does: the others stay outside, and end with the execve(2). */
 function enter(root: Argument, options: RunOptions): void {
-  prepareExec(options.keepDescriptors);
   during("taking a mount namespace, which needs root (CAP_SYS_ADMIN)", () => unshare(CLONE.NEWNS));
   // Not private: what the host unmounts should not stay busy here.
   during('keeping mounts from the host, which needs a "/" that is a mount', () =>
@@ -293,6 +294,10 @@ try {
 } catch (error) {
   if (!(error instanceof Error)) throw error;
   const hint = error instanceof UsageError ? `Try 'mounttree ${error.command}--help'.\n` : "";
-  print(`mounttree: ${error.message}\n${hint}`, 2);
+  try {
+    print(`mounttree: ${error.message}\n${hint}`, 2);
+  } catch {
+    // Nobody listens. The exit status still says what it was.
+  }
   process.exit(error instanceof ExecError ? error.status : 125);
 }

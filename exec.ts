@@ -27,9 +27,10 @@ import {
  * Undoes what Bun did to this process at its start, and sees to it which descriptors the command gets. To be called while /proc
  * is still the one that this process was started with.
  *
- * @param keepDescriptors Whether the command gets the descriptors above 2 that this process was given. Default: no.
+ * @param keepDescriptors Whether the command gets the descriptors above 2 that this process was given.
+ * @returns What {@link exec} still has to do.
  */
-export function prepareExec(keepDescriptors: boolean): void {
+export function prepareExec(keepDescriptors: boolean): Prepared {
   // The only two that Bun ignores. Others that are ignored were so before, for example by nohup(1).
   const [SIGPIPE, SIGXFSZ] = [13, 25];
   resetSignal(SIGPIPE);
@@ -37,7 +38,6 @@ export function prepareExec(keepDescriptors: boolean): void {
 
   // Bun raises the soft limit to the hard one. What it was before, only the parent still knows.
   const limit = softLimitOfFiles(process.ppid);
-  if (limit !== undefined && limit < limitOfFiles(0).soft) limitOfFiles(0, limit);
 
   for (const stream of [0, 1, 2]) {
     try {
@@ -49,6 +49,14 @@ export function prepareExec(keepDescriptors: boolean): void {
   }
   if (keepDescriptors) keepInherited();
   else if (!closeOnExec()) for (const fd of descriptors()) fcntl(fd, F.SETFD, FD_CLOEXEC);
+  return { keepDescriptors, limit };
+}
+
+/** What is left for the moment before execve(2). */
+export interface Prepared {
+  readonly keepDescriptors: boolean;
+  /** The soft limit of open files that the command gets. Until then Bun's higher one may be needed. */
+  readonly limit: number | undefined;
 }
 
 /** The soft limit of open files of a process; undefined if it has none, or may not be seen. */
@@ -113,12 +121,13 @@ export class ExecError extends Error {
 /**
  * Replaces this process by a command, see {@link execvp}.
  *
- * @param keepDescriptors As for {@link prepareExec}, which has to be called before.
+ * @param prepared What {@link prepareExec} returned.
  * @throws ExecError if there is no such command, or it cannot be executed.
  */
-export function exec(command: readonly [PathLike, ...PathLike[]], keepDescriptors: boolean): never {
+export function exec(command: readonly [PathLike, ...PathLike[]], { keepDescriptors, limit }: Prepared): never {
   // Once more: what other threads of Bun have opened in between need not be close-on-exec.
   if (!keepDescriptors) closeOnExec();
+  if (limit !== undefined && limit < limitOfFiles(0).soft) limitOfFiles(0, limit);
   try {
     return execvp(command);
   } catch (error) {

@@ -14,6 +14,7 @@ import {
   isRefusal,
   isSame,
   leadsTo,
+  mountTable,
   namespaceRoot,
   openProc,
   ownNamespace,
@@ -26,7 +27,7 @@ import {
   sysChroot,
   unsharedMounts,
 } from "./checks.ts";
-import { getMounts, type MountInfo, mountIdOf } from "./mountinfo.ts";
+import { type MountInfo, mountIdOf } from "./mountinfo.ts";
 import {
   AT,
   argumentError,
@@ -94,7 +95,8 @@ export class SwitchRootError extends Error {
   override readonly name = "SwitchRootError";
   /**
    * On which side the process is. False: the mount table, the working directory and what is in the path are as they were, but for
-   * the modification time of the path with `putOld: "directory"`. True: undoing failed as well, and the process should exit.
+   * the modification time of the path with `putOld: "directory"`; and mounts below the old root that were shared are so no more if it
+   * was the last of all, `"detach"`, that failed. True: undoing failed as well, or came too late, and the process should exit.
    */
   readonly switched: boolean;
   /** The step that failed. `"arguments"`, `"threads"` and `"checks"` come before the steps of a method. */
@@ -185,11 +187,13 @@ const probeLock: Step = {
   run: (on) => {
     on.bound = !isMountRoot(on.root);
     if (on.bound) return;
+    // umount2(2) takes the topmost mount also of ".": one that somebody else has put there is not in use.
+    if (!leadsTo(on.kernel, on.path, on.root)) throw new NotVerified(`'${pathText(on.path)}' has been mounted over`);
     try {
       on.kernel.umount2(".", MNT.EXPIRE);
     } catch (error) {
       if (isRefusal(error, "EINVAL")) on.bound = true;
-      else if (!isRefusal(error, "EBUSY", "EAGAIN")) throw error;
+      else if (!isRefusal(error, "EBUSY")) throw error;
     }
   },
 };
@@ -263,14 +267,24 @@ const makeMountPoint: readonly Step[] = [
   {
     phase: "bind",
     when: (on) => on.byName,
-    run: (on) => {
-      on.kernel.mount(on.path, on.path, null, MS.BIND | MS.REC, null);
-      on.tree = on.kernel.open(on.path, O.PATH | O.DIRECTORY | O.CLOEXEC);
-      on.privateLater = true;
-    },
+    run: (on) => on.kernel.mount(on.path, on.path, null, MS.BIND | MS.REC, null),
     undo: (on) => {
+      // Without a descriptor nothing but the name is left.
+      if (on.tree === -1) return on.kernel.umount2(on.path, MNT.DETACH);
       detachTree(on);
       closeTree(on);
+    },
+  },
+  {
+    phase: "open",
+    when: (on) => on.byName,
+    run: (on) => {
+      on.tree = on.kernel.open(on.path, O.PATH | O.DIRECTORY | O.CLOEXEC);
+      on.privateLater = true;
+      const { stat } = top(on);
+      if (stat.ino !== on.root.stat.ino || stat.devMinor !== on.root.stat.devMinor) {
+        throw new NotVerified(`'${pathText(on.path)}' leads elsewhere by now`);
+      }
     },
   },
   { ...enterTree, when: (on) => on.bound },
@@ -280,7 +294,7 @@ const makeMountPoint: readonly Step[] = [
 function detachTree(on: Switch): void {
   // umount2(2) takes the topmost mount also of ".": one that somebody else has put on ours in the meantime.
   const id = mountIdOf(on.tree);
-  const foreign = getMounts().find(
+  const foreign = mountTable(on.proc).find(
     (mount, _, all) => mount.parentId === id && all.find((ours) => ours.id === id)?.mountPoint === mount.mountPoint,
   );
   if (foreign !== undefined) throw new Error(`'${foreign.mountPoint}' is mounted over; the bind mount below it was left there`);
@@ -360,7 +374,7 @@ const listOthers: Step = {
   run: (on) => {
     const oldRoot = mountIdOf(on.oldRoot.fd);
     const newRoot = mountIdOf(top(on).fd);
-    const mounts = getMounts((mount) => mount.id !== newRoot && mount.id !== oldRoot);
+    const mounts = mountTable(on.proc).filter((mount) => mount.id !== newRoot && mount.id !== oldRoot);
     // Only those that are mounted on the old root itself, with what is stacked on them: what lies below goes along.
     const stackOn = (mount: MountInfo): MountInfo[] => [
       mount,
@@ -370,8 +384,21 @@ const listOthers: Step = {
       .filter((mount) => mount.parentId === oldRoot)
       .sort((one, other) => one.mountPoint.length - other.mountPoint.length)
       .flatMap(stackOn);
+    // A locked one would have to stay, and by then others are gone: better to find it now.
+    for (const mount of on.others) refuseLocked(on.kernel, mount);
   },
 };
+
+/** As {@link probeLock}. This marks a mount that is not in use, to be unmounted the next time; being looked up takes the mark away. */
+function refuseLocked(kernel: Kernel, { mountPoint, mountPointBytes }: MountInfo): void {
+  const path = mountPointBytes ?? mountPoint;
+  try {
+    kernel.umount2(path, MNT.EXPIRE | UMOUNT.NOFOLLOW);
+  } catch (error) {
+    if (!isRefusal(error, "EAGAIN", "EBUSY")) throw error;
+  }
+  kernel.statx(AT.FDCWD, path, AT.SYMLINK_NOFOLLOW | AT.NO_AUTOMOUNT, 0);
+}
 
 const moveOntoRoot: Step = {
   phase: "move",
@@ -420,8 +447,8 @@ const methods: Readonly<Record<RootMethod, Method>> = {
       enterOldRoot,
       stopPropagation,
       detachOldRoot,
-      removePutOld,
       arrive,
+      removePutOld,
     ],
   },
   move: {
@@ -441,7 +468,7 @@ const methods: Readonly<Record<RootMethod, Method>> = {
 // --- The switch
 
 /** The detached tree that this process lives in. Closing it would end copies of what is in it; the next switch does. */
-let livedIn: number | undefined;
+let livedIn: Directory | undefined;
 
 /**
  * Changes what this process sees as "/", for every one of its threads.
@@ -490,7 +517,7 @@ export function switchRootOn(kernel: Kernel, path: PathLike, options: SwitchRoot
     if (threadFd === undefined) refuseStrayThread(situation, path);
     return useFirst(order, putOld, situation, path);
   } finally {
-    for (const fd of held) kernel.close(fd);
+    for (const fd of held) closeQuietly(kernel, fd);
   }
 }
 
@@ -588,7 +615,7 @@ function look(kernel: Kernel, path: PathLike, fd: number | undefined, sharedName
       root,
       path: opened.path ?? pathOf(proc, root.fd),
       oldRoot,
-      cwd: hold(kernel.open(".", flags)),
+      cwd: fd === undefined ? hold(kernel.open(".", flags)) : hold(openWorkingDirectory(kernel, flags)),
       proc,
       sharedNamespace,
       mounts: new Map(),
@@ -617,6 +644,16 @@ function openRoot(kernel: Kernel, path: PathLike, flags: number): { fd: number; 
   return { fd: kernel.open(path, flags) };
 }
 
+/** A command can be started in a directory that its user may not enter; there it will not stay anyway. */
+function openWorkingDirectory(kernel: Kernel, flags: number): number {
+  try {
+    return kernel.open(".", flags);
+  } catch (error) {
+    if (!isRefusal(error, "EACCES")) throw error;
+    return kernel.open("/", flags);
+  }
+}
+
 const EBUSY = 16;
 
 function refuseStrayThread(situation: Situation, path: PathLike): void {
@@ -632,10 +669,16 @@ function refuseStrayThread(situation: Situation, path: PathLike): void {
   throw new SwitchRootError(`cannot switch the root to '${pathText(path)}': ${stray}`, { phase: "threads", cause });
 }
 
-function firstReason(checks: readonly Check[], situation: Situation): { reason: CheckReason; message: string } | undefined {
+function firstReason(checks: readonly Check[], situation: Situation): Omit<RejectedMethod, "method"> | undefined {
   for (const check of checks) {
-    const message = check.rulesOut(situation);
-    if (message !== undefined) return { reason: check.reason, message };
+    try {
+      const message = check.rulesOut(situation);
+      if (message !== undefined) return { reason: check.reason, message };
+    } catch (error) {
+      // What cannot be seen is not taken for granted.
+      const message = `whether it would be safe cannot be seen: ${messageOf(error)}`;
+      return { reason: check.reason, message, ...(error instanceof SyscallError && { error }) };
+    }
   }
   return undefined;
 }
@@ -673,12 +716,31 @@ function undo(taken: readonly Step[], on: Switch): unknown[] {
 function settle(method: RootMethod, on: Switch): void {
   if (method === "pivot" || method === "move") {
     if (!on.sharedNamespace) rememberOwn(top(on));
-    if (on.tree !== -1) on.kernel.close(on.tree);
+    if (on.tree !== -1) closeQuietly(on.kernel, on.tree);
   }
   // A chroot may well be inside the tree that the process lives in.
   if (method === "chroot") return;
-  if (livedIn !== undefined) on.kernel.close(livedIn);
-  livedIn = method === "detached" ? on.tree : undefined;
+  if (livedIn !== undefined && isStillOpen(on.kernel, livedIn)) closeQuietly(on.kernel, livedIn.fd);
+  livedIn = method === "detached" ? top(on) : undefined;
+}
+
+/** Whether a descriptor is what it was: the program may have closed it, and its number may be another file's by now. */
+function isStillOpen(kernel: Kernel, { fd, stat }: Directory): boolean {
+  try {
+    return isSame(describe(kernel, fd).stat, stat);
+  } catch (error) {
+    if (isRefusal(error, "EBADF")) return false;
+    throw error;
+  }
+}
+
+/** What is done is done: a descriptor that cannot be closed is no reason to say that it failed. */
+function closeQuietly(kernel: Kernel, fd: number): void {
+  try {
+    kernel.close(fd);
+  } catch (error) {
+    if (!(error instanceof SyscallError)) throw error;
+  }
 }
 
 function messageOf(error: unknown): string {

@@ -255,6 +255,7 @@ const wrapped = {
   execvp: { args: ["cstring", "ptr"], returns: "i32" },
   fchdir: { args: ["i32"], returns: "i32" },
   fcntl: { args: ["i32", "i32", "i32"], returns: "i32" },
+  getrusage: { args: ["i32", "ptr"], returns: "i32" },
   fstatfs: { args: ["i32", "ptr"], returns: "i32" },
   mkdirat: { args: ["i32", "cstring", "u32"], returns: "i32" },
   mount: { args: ["cstring", "cstring", "cstring", "u64", "cstring"], returns: "i32" },
@@ -689,6 +690,17 @@ export function hasCapability(capability: number): boolean {
   return ((word >>> (capability % 32)) & 1) === 1;
 }
 
+/**
+ * getrusage(2) with RUSAGE_CHILDREN: the page faults of all children that have ended and were waited for, and of theirs. It grows
+ * with each of them.
+ */
+export function faultsOfChildren(): number {
+  const RUSAGE_CHILDREN = -1;
+  const { bytes, view } = memory ?? allocate();
+  if ((libc.getrusage ??= bind("getrusage"))(RUSAGE_CHILDREN, bytes) === -1) fail("getrusage");
+  return Number(view.getBigUint64(64, true));
+}
+
 /** fcntl(2) with a command that takes a number: `F.GETFD`, `F.SETFD`, `F.GETFL`, `F.SETFL`. Returns what the command does. */
 export function fcntl(fd: number, command: number, argument = 0): number {
   const result = (libc.fcntl ??= bind("fcntl"))(fd, command, argument);
@@ -775,6 +787,11 @@ export function hasChildren(): boolean {
  * program, as the bun command, which reads no configuration.
  */
 export function statNamespaceRoot(): Statx {
+  // What is executed, as root, has to be this program: not something that a foreign root has under this name.
+  const proc = open("/proc", O.PATH | O.DIRECTORY | O.CLOEXEC);
+  const isProc = fstatfs(proc).type === PROC_SUPER_MAGIC;
+  close(proc);
+  if (!isProc) throw new Error("/proc is not mounted");
   const program = `
     import { dlopen } from "bun:ffi";
     const { open, unshare, setns, syscall } = dlopen("libc.so.6", {

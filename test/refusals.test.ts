@@ -102,7 +102,9 @@ describe("bad input is refused with a clear error, before anything has changed (
       [{ sharedNamespace: "no" }, "ERR_INVALID_ARG_TYPE"],
     ];
     for (const [options, code] of wrong) {
-      expect(() => Reflect.apply(switchRoot, undefined, [`${base}/root`, options])).toThrow(expect.objectContaining({ code, name: "TypeError" }));
+      expect(() => Reflect.apply(switchRoot, undefined, [`${base}/root`, options])).toThrow(
+        expect.objectContaining({ code, name: "TypeError" }),
+      );
     }
   });
 
