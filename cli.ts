@@ -30,7 +30,8 @@ COMMAND (default: /bin/sh), which is looked up there. Nothing outside sees a mou
   --put-old WHERE      where pivot_root(2) puts the old root: stacked (default), or directory,
                        a temporary one in ROOT
   --chdir DIR          start COMMAND in DIR of the new root (default: /)
-  --keep-fds           leave descriptors above 2 open for COMMAND
+  --keep-fds           leave descriptors above 2 open for COMMAND, but for eventfds and epoll
+                       instances, which cannot be told from Bun's own
 
 Mounted in ROOT, in the order given. A missing DEST is made in ROOT, and stays there:
 

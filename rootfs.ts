@@ -231,6 +231,7 @@ function openInside(root: number, path: PathLike, asDirectory: boolean): number 
         above = look(resolved);
       } catch (error) {
         if (!isRefusal(error, "ENOENT")) throw error;
+        if (isLink(parent, name)) throw new Error(`'${pathText(resolved)}' is a symlink that leads nowhere`);
         if (found !== names.at(-1) || asDirectory) mkdirat(parent, name, 0o755);
         else close(makeFile(parent, name));
         above = look(resolved);
@@ -240,6 +241,17 @@ function openInside(root: number, path: PathLike, asDirectory: boolean): number 
     }
   }
   return above;
+}
+
+function isLink(directory: number, name: PathLike): boolean {
+  const S_IFMT = 0o170000;
+  const S_IFLNK = 0o120000;
+  try {
+    return (statx(directory, name, AT.SYMLINK_NOFOLLOW, STATX.BASIC_STATS).mode & S_IFMT) === S_IFLNK;
+  } catch (error) {
+    if (isRefusal(error, "ENOENT")) return false;
+    throw error;
+  }
 }
 
 function closedOnFailure(fd: number, use: () => void): number {

@@ -2,7 +2,10 @@
  * Programs that change their root run in a process of their own: `child(function)` runs the function there and gives what it
  * returns. The function's text is all that arrives, so it can use its argument and what `prelude` imports, and nothing else.
  */
+import { afterEach, beforeEach, expect } from "bun:test";
+import * as fs from "node:fs";
 import { resolve } from "node:path";
+import { MNT, MS, mount, umount2 } from "../syscalls.ts";
 
 const checkout = resolve(import.meta.dir, "..");
 
@@ -48,4 +51,20 @@ export async function child<A, R>(program: (argument: A) => R | Promise<R>, argu
   if (exitCode !== 0 || !last.startsWith("{")) throw new Error(`the child ended with ${exitCode}\n${stdout}\n${stderr}`);
   const { result }: { result: R } = JSON.parse(last);
   return result;
+}
+
+/** Gives each test of a file a private tmpfs at `base`, and sees to it that no mount but that was made outside the children. */
+export function onTmpfs(base: string): void {
+  let before = "";
+  beforeEach(() => {
+    before = fs.readFileSync("/proc/self/mountinfo", "utf8");
+    fs.mkdirSync(base);
+    mount("base", base, "tmpfs", 0, null);
+    mount(null, base, null, MS.PRIVATE, null);
+  });
+  afterEach(() => {
+    umount2(base, MNT.DETACH);
+    fs.rmdirSync(base);
+    expect(fs.readFileSync("/proc/self/mountinfo", "utf8")).toBe(before);
+  });
 }

@@ -2,30 +2,17 @@
  * What goes wrong without the rules of the state machine. Each test is set up so that the damage would be done, and looks for it
  * from outside: at the mounts of other namespaces, and at the roots of other processes.
  */
-import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { describe, expect, test } from "bun:test";
 import * as fs from "node:fs";
 import * as checks from "../checks.ts";
 import * as mountinfo from "../mountinfo.ts";
 import { switchRoot, switchRootOn } from "../switchroot.ts";
 import * as syscalls from "../syscalls.ts";
-import { child, own } from "./child.ts";
+import { child, onTmpfs, own } from "./child.ts";
 import { describeError, makeRoot, mountsOf } from "./observe.ts";
 
 const base = "/tmp/damage";
-let before = "";
-
-beforeEach(() => {
-  before = fs.readFileSync("/proc/self/mountinfo", "utf8");
-  fs.mkdirSync(base);
-  syscalls.mount("base", base, "tmpfs", 0, null);
-  syscalls.mount(null, base, null, syscalls.MS.PRIVATE, null);
-});
-
-afterEach(() => {
-  syscalls.umount2(base, syscalls.MNT.DETACH);
-  fs.rmdirSync(base);
-  expect(fs.readFileSync("/proc/self/mountinfo", "utf8")).toBe(before);
-});
+onTmpfs(base);
 
 function rootOf(pid: number): string {
   const { dev, ino } = fs.statSync(`/proc/${pid}/root`);

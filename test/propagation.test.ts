@@ -2,29 +2,16 @@
  * What a switch must not do where mounts are shared with the host (rules 3, 5 and 9). Each test is set up so that the damage would
  * be done, and looks for it on the host.
  */
-import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { describe, expect, test } from "bun:test";
 import * as fs from "node:fs";
 import * as mountinfo from "../mountinfo.ts";
 import { switchRoot, switchRootOn } from "../switchroot.ts";
 import * as syscalls from "../syscalls.ts";
-import { child } from "./child.ts";
+import { child, onTmpfs } from "./child.ts";
 import { mountsOf } from "./observe.ts";
 
 const base = "/tmp/propagation";
-let before = "";
-
-beforeEach(() => {
-  before = fs.readFileSync("/proc/self/mountinfo", "utf8");
-  fs.mkdirSync(base);
-  syscalls.mount("base", base, "tmpfs", 0, null);
-  syscalls.mount(null, base, null, syscalls.MS.PRIVATE, null);
-});
-
-afterEach(() => {
-  syscalls.umount2(base, syscalls.MNT.DETACH);
-  fs.rmdirSync(base);
-  expect(fs.readFileSync("/proc/self/mountinfo", "utf8")).toBe(before);
-});
+onTmpfs(base);
 
 function mountPointsBelow(path: string): string[] {
   return mountsOf("self")
