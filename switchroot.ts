@@ -42,6 +42,8 @@ import {
   type PathLike,
   pathText,
   RESOLVE,
+  STATX,
+  type Statx,
   SyscallError,
   toPath,
   UMOUNT,
@@ -269,8 +271,12 @@ const makeMountPoint: readonly Step[] = [
     when: (on) => on.byName,
     run: (on) => on.kernel.mount(on.path, on.path, null, MS.BIND | MS.REC, null),
     undo: (on) => {
-      // Without a descriptor nothing but the name is left.
-      if (on.tree === -1) return on.kernel.umount2(on.path, MNT.DETACH);
+      if (on.tree === -1) {
+        // Nothing but the name is left, and that may be somebody else's by now.
+        refuseElsewhere(on, on.kernel.statx(AT.FDCWD, on.path, 0, STATX.BASIC_STATS));
+        on.kernel.umount2(on.path, MNT.DETACH);
+        return;
+      }
       detachTree(on);
       closeTree(on);
     },
@@ -279,17 +285,26 @@ const makeMountPoint: readonly Step[] = [
     phase: "open",
     when: (on) => on.byName,
     run: (on) => {
-      on.tree = on.kernel.open(on.path, O.PATH | O.DIRECTORY | O.CLOEXEC);
-      on.privateLater = true;
-      const { stat } = top(on);
-      if (stat.ino !== on.root.stat.ino || stat.devMinor !== on.root.stat.devMinor) {
-        throw new NotVerified(`'${pathText(on.path)}' leads elsewhere by now`);
+      const fd = on.kernel.open(on.path, O.PATH | O.DIRECTORY | O.CLOEXEC);
+      try {
+        refuseElsewhere(on, describe(on.kernel, fd).stat);
+      } catch (error) {
+        on.kernel.close(fd);
+        throw error;
       }
+      on.tree = fd;
+      on.privateLater = true;
     },
   },
   { ...enterTree, when: (on) => on.bound },
   makePrivateLater,
 ];
+
+/** The bind mount of a directory is the same directory. */
+function refuseElsewhere({ path, root }: Switch, { ino, devMajor, devMinor }: Statx): void {
+  if (ino === root.stat.ino && devMajor === root.stat.devMajor && devMinor === root.stat.devMinor) return;
+  throw new NotVerified(`'${pathText(path)}' leads elsewhere by now`);
+}
 
 function detachTree(on: Switch): void {
   // umount2(2) takes the topmost mount also of ".": one that somebody else has put on ours in the meantime.
@@ -389,15 +404,26 @@ const listOthers: Step = {
   },
 };
 
-/** As {@link probeLock}. This marks a mount that is not in use, to be unmounted the next time; being looked up takes the mark away. */
-function refuseLocked(kernel: Kernel, { mountPoint, mountPointBytes }: MountInfo): void {
+/** As {@link probeLock}, for a mount that can be seen: one that another covers is for {@link detachOthers} to meet. */
+function refuseLocked(kernel: Kernel, { id, mountPoint, mountPointBytes }: MountInfo): void {
   const path = mountPointBytes ?? mountPoint;
+  const isThere = (): boolean => {
+    try {
+      const { mask, mountId } = kernel.statx(AT.FDCWD, path, AT.SYMLINK_NOFOLLOW | AT.NO_AUTOMOUNT, STATX.MNT_ID);
+      return (mask & STATX.MNT_ID) !== 0 && mountId === BigInt(id);
+    } catch (error) {
+      if (error instanceof SyscallError) return false;
+      throw error;
+    }
+  };
+  if (!isThere()) return;
   try {
     kernel.umount2(path, MNT.EXPIRE | UMOUNT.NOFOLLOW);
   } catch (error) {
     if (!isRefusal(error, "EAGAIN", "EBUSY")) throw error;
   }
-  kernel.statx(AT.FDCWD, path, AT.SYMLINK_NOFOLLOW | AT.NO_AUTOMOUNT, 0);
+  // EAGAIN has marked the mount, to be unmounted the next time; that it is looked up takes the mark away.
+  isThere();
 }
 
 const moveOntoRoot: Step = {

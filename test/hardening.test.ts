@@ -138,6 +138,28 @@ test("move leaves everything as it was when one of the other mounts is locked, w
   expect(outcome).toEqual({ switched: false, phase: "list", code: "EINVAL", unchanged: true });
 });
 
+test("move also detaches mounts that are stacked, or hidden under another", async () => {
+  const outcome = await child((path: string) => {
+    const { mount } = syscalls;
+    mount("tmpfs", path, "tmpfs", 0, null);
+    fs.mkdirSync(`${path}/proc`);
+    mount("proc", `${path}/proc`, "proc", 0, null);
+    fs.mkdirSync("/mnt/hidden");
+    mount("hidden", "/mnt/hidden", "tmpfs", 0, null);
+    mount("covers", "/mnt", "tmpfs", 0, null);
+    mount("stacked", "/mnt", "tmpfs", 0, null);
+    const before = syscalls.open("/", syscalls.O.PATH);
+    const { method } = switchRoot(path, { methods: ["move"] });
+    syscalls.fchdir(before);
+    const left = ["mnt", "mnt/hidden", "proc", "dev", "tmp"].filter(
+      (name) => syscalls.statx(syscalls.AT.FDCWD, name, 0, 0).mountRoot,
+    );
+    fs.rmdirSync(`/proc/self/cwd/mnt/hidden`);
+    return { method, left, mounts: mountinfo.getMounts().map(({ mountPoint }) => mountPoint) };
+  }, `${base}/root`);
+  expect(outcome).toEqual({ method: "move", left: [], mounts: ["/", "/proc"] });
+});
+
 test("a bind mount by name is undone also when it cannot be opened", async () => {
   const outcome = await child((path: string) => {
     const tableBefore = fs.readFileSync("/proc/self/mountinfo", "utf8");
