@@ -331,7 +331,7 @@ export async function openContainers(
 }
 
 function refused(reason: unknown): undefined {
-  console.log(`  not usable: ${reason instanceof Error ? reason.message : String(reason)}`);
+  console.log(`  refused, so with less: ${reason instanceof Error ? reason.message : String(reason)}`);
 }
 
 export function seconds(since: number): string {
