@@ -26,6 +26,7 @@ import {
   openat,
   type PathLike,
   PROC_SUPER_MAGIC,
+  pathText,
   readDirectory,
   readFile,
   readlinkat,
@@ -152,9 +153,11 @@ export function mountTable(proc: number): MountInfo[] {
   return parseMountInfo(readFile("self/mountinfo", proc));
 }
 
-/** The path of a descriptor, from this process's root. */
-export function pathOf(proc: number, fd: number): Uint8Array {
-  return readlinkat(proc, `self/fd/${fd}`);
+/** The path of a descriptor, from this process's root: text, or the bytes of what is not UTF-8. */
+export function pathOf(proc: number, fd: number): string | Uint8Array {
+  const path = readlinkat(proc, `self/fd/${fd}`);
+  const readable = pathText(path);
+  return readable.includes("\uFFFD") ? path : readable;
 }
 
 function list(proc: number, path: string): string[] {

@@ -114,7 +114,7 @@ export function devInside(root: number, destination: PathLike): void {
     mkdirat(mounted, "shm", 0o1777);
     mkdirat(mounted, "pts", 0o755);
     const pts = newMount("devpts", MOUNT_ATTR.NOSUID | MOUNT_ATTR.NOEXEC, { mode: "0620", ptmxmode: "0666" });
-    attachInside(mounted, pts, "pts");
+    attach(pts, () => openat(mounted, "pts", O.PATH | O.DIRECTORY | O.CLOEXEC));
   });
 }
 
