@@ -17,6 +17,7 @@ import {
   fstatfs,
   hasCapability,
   hasChildren,
+  isRefusal,
   type Kernel,
   LSMT_ROOT,
   MOUNT_ATTR,
@@ -173,10 +174,6 @@ function text(bytes: Uint8Array): string {
   return new TextDecoder().decode(bytes);
 }
 
-export function isRefusal(error: unknown, ...codes: readonly string[]): error is SyscallError {
-  return error instanceof SyscallError && codes.includes(error.code);
-}
-
 // --- Capabilities
 
 function needs(reason: CheckReason, capability: number, name: string): Check {
@@ -192,8 +189,8 @@ export const sysChroot: Check = needs("no-cap-sys-chroot", CAP.SYS_CHROOT, "CAP_
 // --- Whose namespace
 
 /**
- * The root mounts that were found to be the root of a mount namespace that no other process lives in, by their unique IDs.
- * A unique ID is never used again, and a mount never changes its namespace, so one ID stands for the namespace as well.
+ * The mount that this process made the root of a mount namespace in which no other process lived then. Its unique ID is never used
+ * again, and a mount never changes its namespace, so the ID stands for the namespace as well.
  */
 let own: { mountId: bigint; faultsOfChildren: number } | undefined;
 

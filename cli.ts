@@ -1,12 +1,11 @@
 #!/usr/bin/env -S bun --no-env-file --config=/dev/null --tsconfig-override=/dev/null
 /** The `mounttree` command. Whoever runs it may be root in somebody else's directory: nothing is read from there (see the first line). */
-import { isRefusal } from "./checks.ts";
 import { ExecError, exec, prepareExec } from "./exec.ts";
 import { drawTree } from "./ls.ts";
 import { version } from "./package.json" with { type: "json" };
 import { bindInside, devInside, openBound, openDirectory, procInside, tmpfsInside } from "./rootfs.ts";
 import { type RootMethod, type SwitchRootOptions, switchRootOfThread } from "./switchroot.ts";
-import { CLONE, chdir, MS, mount, type PathLike, readFile, resetSignal, unshare, write } from "./syscalls.ts";
+import { CLONE, chdir, isRefusal, MS, mount, type PathLike, readFile, resetSignal, unshare, write } from "./syscalls.ts";
 
 const help = `mounttree: change what a command sees as "/"
 

@@ -1,7 +1,6 @@
 /**
  * Replacing this process by a command that then has what it would have had if Bun had not been in between.
  */
-import { isRefusal } from "./checks.ts";
 import {
   AT,
   CLOSE_RANGE,
@@ -11,6 +10,7 @@ import {
   F,
   FD_CLOEXEC,
   fcntl,
+  isRefusal,
   limitOfFiles,
   O,
   open,

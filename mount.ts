@@ -14,6 +14,8 @@ import {
   mountedByTable,
   mountIdOf,
   mountOf,
+  mountOfDescriptor,
+  withDescriptor,
 } from "./mountinfo.ts";
 import {
   accessTimes,
@@ -31,6 +33,7 @@ import {
   checkOptions,
   close,
   fstatfs,
+  isRefusal,
   MNT,
   MOUNT_ATTR,
   MOVE_MOUNT,
@@ -147,7 +150,7 @@ function withPath(error: unknown, path: PathLike): unknown {
 function attributesOf(fd: number): number {
   const { flags, attributes } = writableAttributesOf(fd);
   // statfs(2) says so too when only the file system is; made the mount's own, it would outlast that.
-  return flags & MS.RDONLY && isReadOnly(entryOf(fd)?.mountOptions ?? "ro") ? attributes | MS.RDONLY : attributes;
+  return flags & MS.RDONLY && isReadOnly(mountOfDescriptor(fd)?.mountOptions ?? "ro") ? attributes | MS.RDONLY : attributes;
 }
 
 /** What fstatfs(2) says, and what of it are the mount's own flags, `MS.RDONLY` left out. */
@@ -166,7 +169,7 @@ function writableAttributesOf(fd: number): { flags: number; attributes: number }
 function fileSystemFlagsOf(fd: number): number {
   let flags = 0;
   // Only the words are looked at: the rest is the file system's, and can be longer than what may be passed.
-  for (const option of entryOf(fd)?.superOptions.split(",") ?? []) flags |= flagOptions.get(option)?.[0] ?? 0;
+  for (const option of mountOfDescriptor(fd)?.superOptions.split(",") ?? []) flags |= flagOptions.get(option)?.[0] ?? 0;
   return flags & perFileSystem;
 }
 
@@ -174,14 +177,9 @@ function isReadOnly(options: string): boolean {
   return options === "ro" || options.startsWith("ro,");
 }
 
-function entryOf(fd: number): MountInfo | undefined {
-  const id = mountIdOf(fd);
-  return findMount((mount) => mount.id === id);
-}
-
 /** Unmounts what was mounted a moment ago, and nothing else. */
 function unmountDescriptor(fd: number, target: PathLike): void {
-  const mount = entryOf(fd);
+  const mount = mountOfDescriptor(fd);
   // From the descriptor's mount, umount2(2) goes on to the topmost that is stacked over it; so it does from ".".
   const stacked = (other: MountInfo): boolean => other.parentId === mount?.id && other.mountPoint === mount.mountPoint;
   if (findMount(stacked) !== undefined) throw new SyscallError("umount2", EBUSY, pathText(target));
@@ -219,19 +217,6 @@ function descriptorPath(fd: number): string {
   return `/proc/self/fd/${fd}`;
 }
 
-function withDescriptor<T>(path: PathLike, use: (fd: number) => T, flags = 0): T {
-  const fd = open(path, O.PATH | O.CLOEXEC | flags);
-  try {
-    return use(fd);
-  } finally {
-    close(fd);
-  }
-}
-
-function isError(error: unknown, ...codes: readonly string[]): boolean {
-  return error instanceof SyscallError && codes.includes(error.code);
-}
-
 /**
  * Makes a directory or a file a mount point by binding it over itself, with what is mounted below it; the new mounts are private.
  *
@@ -250,7 +235,7 @@ export function makeMountPoint(path: PathLike): boolean {
     try {
       bindByDescriptor(fd, path);
     } catch (error) {
-      if (!isError(error, "ENOSYS")) throw error;
+      if (!isRefusal(error, "ENOSYS")) throw error;
       bindByName(fd, path);
     }
     return true;
@@ -345,7 +330,7 @@ export function unmountAll(target: PathLike, options: { lazy?: boolean } = {}): 
       umount2(mount.mountPointBytes ?? mount.mountPoint, flags);
     } catch (error) {
       // Unmounting one of two peers unmounts what is on the other: then this one went with an earlier one.
-      const gone = isError(error, "EINVAL", "ENOENT") && findMount(({ id }) => id === mount.id) === undefined;
+      const gone = isRefusal(error, "EINVAL", "ENOENT") && findMount(({ id }) => id === mount.id) === undefined;
       if (!gone) throw error;
     }
     count++;
@@ -432,7 +417,7 @@ export function setReadOnly(target: PathLike, options: { recursive?: boolean } =
   try {
     mount_setattr(AT.FDCWD, target, options.recursive ? AT.RECURSIVE : 0, { set: MOUNT_ATTR.RDONLY });
   } catch (error) {
-    if (!isError(error, "ENOSYS")) throw error;
+    if (!isRefusal(error, "ENOSYS")) throw error;
     setReadOnlyByRemount(target, options);
   }
 }

@@ -22,6 +22,7 @@ import {
   AT,
   argumentError,
   close,
+  isRefusal,
   O,
   open,
   openat2,
@@ -31,7 +32,6 @@ import {
   readFile,
   readlinkat,
   STATX,
-  SyscallError,
   statx,
 } from "./syscalls.ts";
 
@@ -361,7 +361,7 @@ const quietly = AT.NO_AUTOMOUNT | AT.STATX_DONT_SYNC;
  */
 export function mounted(path: PathLike): boolean {
   const { mountRoot } = statx(AT.FDCWD, path, quietly, 0);
-  return mountRoot ?? withOpened(path, (fd) => mountedByOpenat2(fd) ?? mountedByTable(fd));
+  return mountRoot ?? withDescriptor(path, (fd) => mountedByOpenat2(fd) ?? mountedByTable(fd));
 }
 
 /** The answer of {@link mounted} from openat2(2): whether ".." leads to another mount. Undefined where that does not tell. */
@@ -376,8 +376,8 @@ export function mountedByOpenat2(fd: number): boolean | undefined {
       close(parent);
     }
   } catch (error) {
-    if (error instanceof SyscallError && error.code === "EXDEV") return true;
-    if (error instanceof SyscallError && (error.code === "ENOTDIR" || error.code === "ENOSYS")) return undefined;
+    if (isRefusal(error, "EXDEV")) return true;
+    if (isRefusal(error, "ENOTDIR", "ENOSYS")) return undefined;
     throw error;
   }
 }
@@ -399,13 +399,14 @@ export function mountedByTable(fd: number): boolean {
  *   this process's table: inside a detached root no mount is.
  */
 export function mountOf(path: PathLike): MountInfo {
-  const mount = withOpened(path, mountOfDescriptor);
+  const mount = withDescriptor(path, mountOfDescriptor);
   if (mount !== undefined) return mount;
   const message = `the mount that '${pathText(path)}' lies on is not in ${table}: it is detached, or not below this process's root`;
   throw Object.assign(new Error(message), { code: "ERR_MOUNT_NOT_LISTED" });
 }
 
-function mountOfDescriptor(fd: number): MountInfo | undefined {
+/** The entry of the mount that a descriptor lies on; undefined if it is not in the table. */
+export function mountOfDescriptor(fd: number): MountInfo | undefined {
   const id = mountIdOf(fd);
   return findMount((mount) => mount.id === id);
 }
@@ -419,8 +420,9 @@ export function mountIdOf(fd: number): number {
   return Number(/^mnt_id:\s*(\d+)$/m.exec(fdinfo)?.[1]);
 }
 
-function withOpened<T>(path: PathLike, use: (fd: number) => T): T {
-  const fd = open(path, O.PATH | O.CLOEXEC);
+/** Opens a path (`O.PATH`) for as long as it is used. */
+export function withDescriptor<T>(path: PathLike, use: (fd: number) => T, flags = 0): T {
+  const fd = open(path, O.PATH | O.CLOEXEC | flags);
   try {
     return use(fd);
   } finally {

@@ -5,7 +5,7 @@
  * attached by descriptor with its attributes already set. To mount first and remount through /proc/self/fd would change the mount
  * that lies under it.
  */
-import { isRefusal, isSame } from "./checks.ts";
+import { isSame } from "./checks.ts";
 import {
   AT,
   close,
@@ -15,6 +15,7 @@ import {
   fsconfig,
   fsmount,
   fsopen,
+  isRefusal,
   MOUNT_ATTR,
   MOVE_MOUNT,
   MS,

@@ -11,7 +11,6 @@ import {
   type Directory,
   describe,
   isMountRoot,
-  isRefusal,
   isSame,
   leadsTo,
   mountTable,
@@ -32,6 +31,7 @@ import {
   AT,
   argumentError,
   checkOptions,
+  isRefusal,
   type Kernel,
   kernel as linux,
   MNT,
@@ -631,7 +631,7 @@ function look(kernel: Kernel, path: PathLike, fd: number | undefined, sharedName
   };
   const flags = O.PATH | O.DIRECTORY | O.CLOEXEC;
   try {
-    const proc = hold(openProc());
+    const proc = hold(openProcfs(path));
     const opened: ReturnType<typeof openRoot> = fd === undefined ? openRoot(kernel, path, flags) : { fd };
     const root = describe(kernel, fd ?? hold(opened.fd));
     const oldRoot = describe(kernel, hold(kernel.open("/", flags)));
@@ -649,6 +649,16 @@ function look(kernel: Kernel, path: PathLike, fd: number | undefined, sharedName
   } catch (cause) {
     if (!(cause instanceof SyscallError)) throw cause;
     throw new SwitchRootError(`cannot switch the root to '${pathText(path)}': ${cause.message}`, { phase: "arguments", cause });
+  }
+}
+
+function openProcfs(path: PathLike): number {
+  try {
+    return openProc();
+  } catch (cause) {
+    if (!(cause instanceof SyscallError)) throw cause;
+    const reason = `the threads of this process cannot be looked at, since /proc is not mounted: ${cause.message}`;
+    throw new SwitchRootError(`cannot switch the root to '${pathText(path)}': ${reason}`, { phase: "threads", cause });
   }
 }
 
@@ -755,7 +765,7 @@ function isStillOpen(kernel: Kernel, { fd, stat }: Directory): boolean {
   try {
     return isSame(describe(kernel, fd).stat, stat);
   } catch (error) {
-    if (isRefusal(error, "EBADF")) return false;
+    if (error instanceof SyscallError) return false;
     throw error;
   }
 }

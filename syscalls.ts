@@ -145,6 +145,11 @@ export class SyscallError extends Error {
   }
 }
 
+/** Whether an error is a system call's, with one of these codes. */
+export function isRefusal(error: unknown, ...codes: readonly string[]): error is SyscallError {
+  return error instanceof SyscallError && codes.includes(error.code);
+}
+
 /** What is met most often, and what mount(2) and its kin return and libuv, whose table Node and Bun have, has no name for. */
 const names = new Map<number, [code: string, description: string]>([
   [1, ["EPERM", "operation not permitted"]],

@@ -119,6 +119,20 @@ test("without a /proc a switch works, and one that fails is undone", async () =>
   expect(outcome).toEqual({ switched: false, unchanged: true, reasons: Array(4).fill("refused"), method: "pivot" });
 });
 
+test("without a /proc, and without the right to have one, nothing is done, and the message says why", async () => {
+  const error = await child((path: string) => {
+    syscalls.umount2("/proc", syscalls.MNT.DETACH);
+    process.setuid?.(65534);
+    try {
+      throw new Error(`it switched by ${switchRoot(path).method}`);
+    } catch (refusal) {
+      return describeError(refusal);
+    }
+  }, `${base}/root`);
+  expect(error).toMatchObject({ name: "SwitchRootError", switched: false, phase: "threads", code: "EPERM" });
+  expect(error.message).toContain("the threads of this process cannot be looked at, since /proc is not mounted");
+});
+
 test("move leaves everything as it was when one of the other mounts is locked, whichever comes first", async () => {
   const outcome = await child(
     (path: string) => {
