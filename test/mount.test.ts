@@ -1,19 +1,7 @@
 /** Changing the mount table, read back from the kernel. */
 
-import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import {
-  closeSync,
-  existsSync,
-  mkdirSync,
-  mkdtempSync,
-  openSync,
-  readFileSync,
-  rmdirSync,
-  statSync,
-  symlinkSync,
-  writeFileSync,
-} from "node:fs";
-import { tmpdir } from "node:os";
+import { describe, expect, test } from "bun:test";
+import { closeSync, existsSync, mkdirSync, openSync, readFileSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import fc from "fast-check";
 import {
@@ -28,21 +16,12 @@ import {
   unmountAll,
 } from "../mount.ts";
 import { getMounts, type MountInfo, mounted, mountOf, prefixFilter } from "../mountinfo.ts";
-import { MNT, MS, SyscallError, mount as syscallMount, umount2 } from "../syscalls.ts";
+import { MS, SyscallError, mount as syscallMount } from "../syscalls.ts";
+import { onTmpfs } from "./child.ts";
 
-/** A private tmpfs: everything that a test mounts is below it. */
-let directory: string;
-
-beforeEach(() => {
-  directory = mkdtempSync(join(tmpdir(), "mount-"));
-  syscallMount("base", directory, "tmpfs", 0, null);
-  syscallMount(null, directory, null, MS.PRIVATE, null);
-});
-
-afterEach(() => {
-  umount2(directory, MNT.DETACH);
-  rmdirSync(directory);
-});
+/** Everything that a test mounts is below it. */
+const directory = "/tmp/mount-test";
+onTmpfs(directory);
 
 function make(name: string): string {
   const path = join(directory, name);

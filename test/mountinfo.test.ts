@@ -1,8 +1,7 @@
 /** The mount table: parsing, filters, and what a path is mounted on, against this machine's own table. */
 
-import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { mkdirSync, mkdtempSync, readFileSync, rmdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { describe, expect, test } from "bun:test";
+import { mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import fc from "fast-check";
 import {
@@ -24,6 +23,7 @@ import {
   singleEntryFilter,
 } from "../mountinfo.ts";
 import { close, MNT, MS, mount, O, open, SyscallError, umount2 } from "../syscalls.ts";
+import { onTmpfs } from "./child.ts";
 
 const example = "36 35 98:0 /mnt1 /mnt/parent rw,noatime master:1 - ext3 /dev/root rw,errors=continue\n";
 
@@ -352,20 +352,10 @@ describe("filters", () => {
 });
 
 describe("against the kernel", () => {
-  let directory: string;
+  const directory = "/tmp/mountinfo-test";
   const below = (name: string): string => join(directory, name);
-
-  beforeEach(() => {
-    directory = mkdtempSync(join(tmpdir(), "mountinfo-"));
-    mount("base", directory, "tmpfs", 0, null);
-    mount(null, directory, null, MS.PRIVATE, null);
-  });
-
-  afterEach(() => {
-    // Everything a test has mounted is below this one mount and goes with it.
-    umount2(directory, MNT.DETACH);
-    rmdirSync(directory);
-  });
+  // Everything a test has mounted is below this one mount and goes with it.
+  onTmpfs(directory);
 
   function make(name: string): string {
     mkdirSync(below(name));
