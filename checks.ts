@@ -32,7 +32,6 @@ import {
   readFile,
   readlinkat,
   STATX,
-  type Statmount,
   type Statx,
   SyscallError,
   statNamespaceRoot,
@@ -49,7 +48,9 @@ export interface Situation {
   readonly kernel: Kernel;
   /** What is to become "/". */
   readonly root: Directory;
-  /** Where that is, from what is "/" now. */
+  /** Whether that is a mount which was made for the purpose. */
+  readonly own: boolean;
+  /** Where it is, from what is "/" now. */
   readonly path: string | Uint8Array;
   /** What is "/" now. */
   readonly oldRoot: Directory;
@@ -59,8 +60,8 @@ export interface Situation {
   readonly proc: number;
   /** Whether the mount namespace may be changed whoever else lives in it. */
   readonly sharedNamespace: boolean;
-  /** What was found out about mounts, by their IDs. */
-  readonly mounts: Map<bigint, MountFacts>;
+  /** What was found out about mounts. */
+  readonly mounts: MountFacts[];
 }
 
 /** Why a method is ruled out, for programs. */
@@ -87,7 +88,11 @@ const identity = STATX.BASIC_STATS | STATX.MNT_ID | STATX.MNT_ID_UNIQUE;
 /** statx(2) of a descriptor, with the mount's ID also where the kernel is too old to give it (before 5.8). */
 export function describe(kernel: Kernel, fd: number): Directory {
   const stat = kernel.statx(fd, "", AT.EMPTY_PATH, identity);
-  return { fd, stat: stat.mask & (STATX.MNT_ID | STATX.MNT_ID_UNIQUE) ? stat : { ...stat, mountId: BigInt(mountIdOf(fd)) } };
+  return { fd, stat: stat.mask & (STATX.MNT_ID | STATX.MNT_ID_UNIQUE) ? stat : withMountId(fd, stat) };
+}
+
+function withMountId(fd: number, stat: Statx): Statx {
+  return { ...stat, mountId: BigInt(mountIdOf(fd)) };
 }
 
 /**
@@ -176,15 +181,15 @@ function text(bytes: Uint8Array): string {
 
 // --- Capabilities
 
-function needs(reason: CheckReason, capability: number, name: string): Check {
-  return {
-    reason,
-    rulesOut: () => (hasCapability(capability) ? undefined : `this process does not have ${name}`),
-  };
-}
+export const sysAdmin: Check = {
+  reason: "no-cap-sys-admin",
+  rulesOut: () => (hasCapability(CAP.SYS_ADMIN) ? undefined : "this process does not have CAP_SYS_ADMIN"),
+};
 
-export const sysAdmin: Check = needs("no-cap-sys-admin", CAP.SYS_ADMIN, "CAP_SYS_ADMIN");
-export const sysChroot: Check = needs("no-cap-sys-chroot", CAP.SYS_CHROOT, "CAP_SYS_CHROOT");
+export const sysChroot: Check = {
+  reason: "no-cap-sys-chroot",
+  rulesOut: () => (hasCapability(CAP.SYS_CHROOT) ? undefined : "this process does not have CAP_SYS_CHROOT"),
+};
 
 // --- Whose namespace
 
@@ -317,12 +322,12 @@ interface Position {
 }
 
 /** Where the mount that a directory lies on hangs; undefined if it is not in this mount namespace. */
-function positionOf({ kernel, mounts, proc }: Situation, { fd, stat }: Directory): Position | undefined {
-  const ask = (id: bigint): MountFacts => remembered(mounts, id, () => facts(kernel.statmount(id)));
+function positionOf(situation: Situation, { fd, stat }: Directory): Position | undefined {
+  const { proc } = situation;
+  if ((stat.mask & STATX.MNT_ID_UNIQUE) === 0) return positionInTable(proc, fd);
   let mount: MountFacts;
   try {
-    if ((stat.mask & STATX.MNT_ID_UNIQUE) === 0) return positionInTable(proc, fd);
-    mount = ask(stat.mountId);
+    mount = factsOf(situation, stat.mountId);
   } catch (error) {
     if (isRefusal(error, "ENOENT")) return undefined;
     // Docker's seccomp profile forbids statmount(2).
@@ -330,7 +335,7 @@ function positionOf({ kernel, mounts, proc }: Situation, { fd, stat }: Directory
     throw error;
   }
   try {
-    return { mount, parent: ask(mount.parentId), exact: true };
+    return { mount, parent: factsOf(situation, mount.parentId), exact: true };
   } catch (error) {
     // What is not below this process's root is shown to the privileged only.
     if (isRefusal(error, "EPERM")) return { mount, parent: undefined, exact: true };
@@ -338,24 +343,20 @@ function positionOf({ kernel, mounts, proc }: Situation, { fd, stat }: Directory
   }
 }
 
+/** What statmount(2) says of a mount, asked once for each. */
+function factsOf({ kernel, mounts }: Situation, id: bigint): MountFacts {
+  for (const known of mounts) if (known.id === id) return known;
+  const { parentId, propagation } = kernel.statmount(id);
+  const found = { id, parentId, shared: (propagation & MS.SHARED) !== 0 };
+  mounts.push(found);
+  return found;
+}
+
 function positionInTable(proc: number, fd: number): Position | undefined {
   const table = new Map(mountTable(proc).map((mount) => [mount.id, mount]));
   const mount = table.get(mountIdOf(fd));
   const parent = mount && table.get(mount.parentId);
   return mount && { mount: tableFacts(mount), parent: parent && tableFacts(parent), exact: false };
-}
-
-function remembered<K, V>(map: Map<K, V>, key: K, find: () => V): V {
-  let value = map.get(key);
-  if (value === undefined) {
-    value = find();
-    map.set(key, value);
-  }
-  return value;
-}
-
-function facts({ id, parentId, propagation }: Statmount): MountFacts {
-  return { id, parentId, shared: (propagation & MS.SHARED) !== 0 };
 }
 
 function tableFacts({ id, parentId, propagation }: MountInfo): MountFacts {

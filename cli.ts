@@ -4,7 +4,7 @@ import { ExecError, exec, prepareExec } from "./exec.ts";
 import { drawTree } from "./ls.ts";
 import { version } from "./package.json" with { type: "json" };
 import { bindInside, devInside, openBound, openDirectory, procInside, tmpfsInside } from "./rootfs.ts";
-import { type RootMethod, type SwitchRootOptions, switchRootOfThread } from "./switchroot.ts";
+import { type PutOld, type RootMethod, switchRootOfThread } from "./switchroot.ts";
 import { CLONE, chdir, isRefusal, MS, mount, type PathLike, readFile, resetSignal, unshare, write } from "./syscalls.ts";
 
 const help = `mounttree: change what a command sees as "/"
@@ -90,8 +90,15 @@ function isHelp(option: string): boolean {
 
 /** The arguments. What is not UTF-8 is lost in `process.argv`: then they come from the bytes that the kernel keeps. */
 function commandLine(): Argument[] {
-  const texts = process.argv.slice(2);
-  if (!texts.join("").includes("\uFFFD")) return withPaths(texts);
+  const all: Argument[] = [];
+  for (const text of process.argv.slice(2)) {
+    if (text.includes("\uFFFD")) return commandLineBytes();
+    all.push({ text, path: text });
+  }
+  return all;
+}
+
+function commandLineBytes(): Argument[] {
   const bytes = readFile("/proc/self/cmdline");
   const all: Uint8Array[] = [];
   for (let at = 0; at < bytes.length; ) {
@@ -102,24 +109,19 @@ function commandLine(): Argument[] {
   }
   // With a byte order mark, if there is one: it is a part of the argument.
   const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
-  return all.slice(all.length - texts.length).map((argument) => {
+  return all.slice(all.length - process.argv.length + 2).map((argument) => {
     const text = decoder.decode(argument);
     return { text, path: text.includes("\uFFFD") ? argument : text };
   });
 }
 
-/** What is done before execve(2) is done for the first time in this process, where a loop is faster than `map`. */
-function withPaths(texts: readonly string[]): Argument[] {
-  const all: Argument[] = [];
-  for (const text of texts) all.push({ text, path: text });
-  return all;
-}
-
 // --- run
 
 interface RunOptions {
-  switching: { methods: readonly RootMethod[]; putOld: "stacked" | "directory" };
-  chdir: PathLike;
+  methods: readonly RootMethod[];
+  putOld: PutOld;
+  /** Where COMMAND starts; in "/" if there is none. */
+  directory: PathLike | undefined;
   keepDescriptors: boolean;
   /** What to mount in the root: how to say it, and how to do it. */
   mounts: { text: string; mount(root: number): void }[];
@@ -129,8 +131,9 @@ const methodNames: readonly RootMethod[] = ["pivot", "move", "detached", "chroot
 
 function run(args: Argument[]): void {
   const options: RunOptions = {
-    switching: { methods: ["pivot", "move"], putOld: "stacked" },
-    chdir: "/",
+    methods: ["pivot", "move"],
+    putOld: "stacked",
+    directory: undefined,
     keepDescriptors: false,
     mounts: [],
   };
@@ -173,13 +176,13 @@ function takeOption(option: string, rest: Argument[], options: RunOptions): void
   };
   switch (option) {
     case "--method":
-      options.switching.methods = next("a list of methods").text.split(",").map(toMethod);
+      options.methods = next("a list of methods").text.split(",").map(toMethod);
       break;
     case "--put-old":
-      options.switching.putOld = toPutOld(next("'stacked' or 'directory'").text);
+      options.putOld = toPutOld(next("'stacked' or 'directory'").text);
       break;
     case "--chdir":
-      options.chdir = next("a directory").path;
+      options.directory = next("a directory").path;
       break;
     case "--keep-fds":
       options.keepDescriptors = true;
@@ -213,35 +216,36 @@ function toMethod(name: string): RootMethod {
   return method;
 }
 
-function toPutOld(where: string): "stacked" | "directory" {
+function toPutOld(where: string): PutOld {
   if (where === "stacked" || where === "directory") return where;
   throw new UsageError(`run: --put-old: '${where}' is neither 'stacked' nor 'directory'`);
 }
 
 /** From here on this thread is alone in what it does: the others stay outside, and end with the execve(2). */
-function enter(root: Argument, options: RunOptions): void {
-  during("taking a mount namespace, which needs root (CAP_SYS_ADMIN)", () => unshare(CLONE.NEWNS));
-  // Not private: what the host unmounts should not stay busy here.
-  during('keeping mounts from the host, which needs a "/" that is a mount', () =>
-    mount(null, "/", null, MS.REC | MS.SLAVE, null),
-  );
-  const open = options.mounts.length > 0 ? openBound : openDirectory;
-  const fd = during("opening ROOT", () => open(root.path));
-  // What is made for a DEST should not depend on who calls.
-  const umask = process.umask(0);
-  for (const { text, mount: mountInside } of options.mounts) during(text, () => mountInside(fd));
-  process.umask(umask);
-  const switching: SwitchRootOptions = options.switching;
-  switchRootOfThread(fd, root.path, switching);
-  during("--chdir", () => chdir(options.chdir));
-}
-
-function during<T>(what: string, action: () => T): T {
+function enter({ path }: Argument, { mounts, methods, putOld, directory }: RunOptions): void {
+  let doing = "taking a mount namespace, which needs root (CAP_SYS_ADMIN)";
   try {
-    return action();
+    unshare(CLONE.NEWNS);
+    // Not private: what the host unmounts should not stay busy here.
+    doing = 'keeping mounts from the host, which needs a "/" that is a mount';
+    mount(null, "/", null, MS.REC | MS.SLAVE, null);
+    doing = "opening ROOT";
+    const own = mounts.length > 0;
+    const fd = own ? openBound(path) : openDirectory(path);
+    // What is made for a DEST should not depend on who calls.
+    const umask = process.umask(0);
+    for (const mountInside of mounts) {
+      doing = mountInside.text;
+      mountInside.mount(fd);
+    }
+    process.umask(umask);
+    doing = "";
+    switchRootOfThread({ fd, path, own }, methods, putOld);
+    doing = "--chdir";
+    if (directory !== undefined) chdir(directory);
   } catch (error) {
-    if (error instanceof Error) throw new Error(`${what}: ${error.message}`, { cause: error });
-    throw error;
+    if (doing === "" || !(error instanceof Error)) throw error;
+    throw new Error(`${doing}: ${error.message}`, { cause: error });
   }
 }
 

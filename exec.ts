@@ -65,8 +65,11 @@ function softLimitOfFiles(pid: number): number | undefined {
     return limitOfFiles(pid).soft;
   } catch (error) {
     // It is another user's: not to be asked with prlimit(2), but to be read. Or it is in another PID namespace, as process 0.
-    if (!isRefusal(error, "EPERM")) return undefined;
+    return isRefusal(error, "EPERM") ? readSoftLimitOfFiles(pid) : undefined;
   }
+}
+
+function readSoftLimitOfFiles(pid: number): number | undefined {
   try {
     const limits = new TextDecoder().decode(readFile(`/proc/${pid}/limits`));
     const soft = /^Max open files\s+(\d+)/m.exec(limits)?.[1];

@@ -16,6 +16,7 @@ export {
   singleEntryFilter,
 } from "./mountinfo.ts";
 export {
+  type PutOld,
   type RejectedMethod,
   type RejectionReason,
   type RootMethod,

@@ -51,9 +51,14 @@ export function openDirectory(path: PathLike): number {
  */
 export function openBound(path: PathLike): number {
   const place = openDirectory(path);
+  let tree = -1;
   try {
-    const tree = copyTree(place, "", AT.EMPTY_PATH, 0);
-    return closedOnFailure(tree, () => move_mount(tree, "", place, "", MOVE_MOUNT.F_EMPTY_PATH | MOVE_MOUNT.T_EMPTY_PATH));
+    tree = copyTree(place, "", AT.EMPTY_PATH, 0);
+    moveTo(tree, place);
+    return tree;
+  } catch (error) {
+    if (tree !== -1) close(tree);
+    throw error;
   } finally {
     close(place);
   }
@@ -71,20 +76,17 @@ export function openBound(path: PathLike): number {
  */
 export function bindInside(root: number, source: PathLike, destination: PathLike, options: { readOnly?: boolean } = {}): void {
   const set = MOUNT_ATTR.NOSUID | MOUNT_ATTR.NODEV | (options.readOnly ? MOUNT_ATTR.RDONLY : 0);
-  const tree = copyTree(AT.FDCWD, source, 0, set);
-  attachInside(root, tree, destination);
+  close(attachInside(root, copyTree(AT.FDCWD, source, 0, set), destination));
 }
 
 /** Mounts an empty tmpfs of mode 0755. Parameters as in {@link bindInside}. */
 export function tmpfsInside(root: number, destination: PathLike): void {
-  const made = newMount("tmpfs", MOUNT_ATTR.NOSUID | MOUNT_ATTR.NODEV, { mode: "0755" });
-  attachInside(root, made, destination);
+  close(attachInside(root, newMount("tmpfs", MOUNT_ATTR.NOSUID | MOUNT_ATTR.NODEV, "mode", "0755"), destination));
 }
 
 /** Mounts the procfs of this process's PID namespace. Parameters as in {@link bindInside}. */
 export function procInside(root: number, destination: PathLike): void {
-  const made = newMount("proc", MOUNT_ATTR.NOSUID | MOUNT_ATTR.NODEV | MOUNT_ATTR.NOEXEC, {});
-  attachInside(root, made, destination);
+  close(attachInside(root, newMount("proc", MOUNT_ATTR.NOSUID | MOUNT_ATTR.NODEV | MOUNT_ATTR.NOEXEC), destination));
 }
 
 const devices = ["null", "zero", "full", "random", "urandom", "tty"];
@@ -103,28 +105,30 @@ const links = [
  * the usual links. Parameters as in {@link bindInside}.
  */
 export function devInside(root: number, destination: PathLike): void {
-  const dev = newMount("tmpfs", MOUNT_ATTR.NOSUID | MOUNT_ATTR.NOEXEC, { mode: "0755" });
-  // It is new and empty: nothing in it has to be looked for.
-  attachInside(root, dev, destination, (mounted) => {
+  const dev = attachInside(root, newMount("tmpfs", MOUNT_ATTR.NOSUID | MOUNT_ATTR.NOEXEC, "mode", "0755"), destination);
+  try {
+    // It is new and empty: nothing in it has to be looked for.
     for (const device of devices) {
       // Bound, not made with mknod(2): that takes a privilege, and such a node works nowhere in a user namespace.
       const tree = copyTree(AT.FDCWD, `/dev/${device}`, 0, MOUNT_ATTR.NOSUID | MOUNT_ATTR.NOEXEC);
-      attach(tree, () => makeFile(mounted, device));
+      attach(tree, dev, device, O.WRONLY | O.CREAT | O.EXCL | O.NOFOLLOW);
     }
-    for (const [name, target] of links) symlinkat(target, mounted, name);
-    mkdirat(mounted, "shm", 0o1777);
-    mkdirat(mounted, "pts", 0o755);
-    const pts = newMount("devpts", MOUNT_ATTR.NOSUID | MOUNT_ATTR.NOEXEC, { mode: "0620", ptmxmode: "0666" });
-    attach(pts, () => openat(mounted, "pts", O.PATH | O.DIRECTORY | O.CLOEXEC));
-  });
+    for (const [name, target] of links) symlinkat(target, dev, name);
+    mkdirat(dev, "shm", 0o1777);
+    mkdirat(dev, "pts", 0o755);
+    const pts = newMount("devpts", MOUNT_ATTR.NOSUID | MOUNT_ATTR.NOEXEC, "mode", "0620", "ptmxmode", "0666");
+    attach(pts, dev, "pts", O.PATH | O.DIRECTORY);
+  } finally {
+    close(dev);
+  }
 }
 
-/** Attaches a tree at the place that is opened for it, and closes both descriptors. */
-function attach(tree: number, open: () => number): void {
+/** Attaches a tree to what a name in a directory leads to, opened with these flags, and closes its descriptor. */
+function attach(tree: number, directory: number, name: string, flags: number): void {
   try {
-    const place = open();
+    const place = openat(directory, name, flags | O.CLOEXEC, 0o644);
     try {
-      move_mount(tree, "", place, "", MOVE_MOUNT.F_EMPTY_PATH | MOVE_MOUNT.T_EMPTY_PATH);
+      moveTo(tree, place);
     } finally {
       close(place);
     }
@@ -133,25 +137,31 @@ function attach(tree: number, open: () => number): void {
   }
 }
 
-/** Makes an empty file, and opens it. */
-function makeFile(directory: number, name: PathLike): number {
-  return openat(directory, name, O.WRONLY | O.CREAT | O.EXCL | O.NOFOLLOW | O.CLOEXEC, 0o644);
+function moveTo(tree: number, place: number): void {
+  move_mount(tree, "", place, "", MOVE_MOUNT.F_EMPTY_PATH | MOVE_MOUNT.T_EMPTY_PATH);
 }
 
 /** A private copy of what a path leads to, with everything mounted below, attached nowhere. */
 function copyTree(directory: number, path: PathLike, flags: number, attributes: number): number {
   const tree = open_tree(directory, path, OPEN_TREE.CLONE | OPEN_TREE.CLOEXEC | AT.RECURSIVE | flags);
-  return closedOnFailure(tree, () => {
+  try {
     mount_setattr(tree, "", AT.EMPTY_PATH | AT.RECURSIVE, { set: attributes, propagation: MS.PRIVATE });
-  });
+    return tree;
+  } catch (error) {
+    close(tree);
+    throw error;
+  }
 }
 
-function newMount(fsType: string, attributes: number, options: Readonly<Record<string, string>>): number {
+/** A new file system, attached nowhere; its options are pairs of a key and a value. */
+function newMount(fsType: string, attributes: number, ...options: readonly string[]): number {
   const context = fsopen(fsType, FSOPEN.CLOEXEC);
   try {
     // What the mount table calls it; it would be "none".
     fsconfig(context, FSCONFIG.SET_STRING, "source", fsType);
-    for (const [key, value] of Object.entries(options)) fsconfig(context, FSCONFIG.SET_STRING, key, value);
+    for (let at = 0; at < options.length; at += 2) {
+      fsconfig(context, FSCONFIG.SET_STRING, options[at] ?? "", options[at + 1] ?? "");
+    }
     fsconfig(context, FSCONFIG.CMD_CREATE, null, null);
     return fsmount(context, FSMOUNT.CLOEXEC, attributes);
   } finally {
@@ -160,36 +170,38 @@ function newMount(fsType: string, attributes: number, options: Readonly<Record<s
 }
 
 /**
- * Attaches a tree, and closes its descriptor; `fill` is called in between.
+ * Attaches a tree.
  *
+ * @returns The tree's descriptor; it is closed if this throws.
  * @throws SyscallError, or Error for a destination that leads to the root itself, or to a directory where the tree is none, or
  *   the other way round.
  */
-function attachInside(root: number, tree: number, destination: PathLike, fill?: (tree: number) => void): void {
+function attachInside(root: number, tree: number, destination: PathLike): number {
   try {
     const asDirectory = isDirectory(identityOf(tree));
     const place = openInside(root, destination, asDirectory);
     try {
-      refuse(identityOf(place), identityOf(root), asDirectory, pathText(destination));
-      move_mount(tree, "", place, "", MOVE_MOUNT.F_EMPTY_PATH | MOVE_MOUNT.T_EMPTY_PATH);
+      refuse(identityOf(place), identityOf(root), asDirectory, destination);
+      moveTo(tree, place);
+      return tree;
     } finally {
       close(place);
     }
-    fill?.(tree);
-  } finally {
+  } catch (error) {
     close(tree);
+    throw error;
   }
 }
 
-function refuse(place: Statx, root: Statx, asDirectory: boolean, destination: string): void {
+function refuse(place: Statx, root: Statx, asDirectory: boolean, destination: PathLike): void {
   // It would cover the root, and yet not be what the command sees.
-  if (isSame(place, root)) throw new Error(`'${destination}' leads to ROOT itself`);
+  if (isSame(place, root)) throw new Error(`'${pathText(destination)}' leads to ROOT itself`);
   if (isDirectory(place) === asDirectory) return;
   // The kernel would say EINVAL.
   const reason = asDirectory
     ? "is no directory, as what is to be mounted there is"
     : "is a directory, and what is to be mounted there is none";
-  throw new Error(`'${destination}' ${reason}`);
+  throw new Error(`'${pathText(destination)}' ${reason}`);
 }
 
 function identityOf(fd: number): Statx {
@@ -204,38 +216,43 @@ function isDirectory({ mode }: Statx): boolean {
 
 /** Opens a path inside the root; what is missing of it is made, the last part as a directory or as an empty file. */
 function openInside(root: number, path: PathLike, asDirectory: boolean): number {
-  const look = (name: PathLike): number => {
-    for (let attempt = 1; ; attempt++) {
-      try {
-        return openat2(root, name, { flags: O.PATH | O.CLOEXEC, resolve: RESOLVE.IN_ROOT });
-      } catch (error) {
-        // Somewhere on the machine something was mounted or renamed meanwhile, and the kernel cannot tell where a ".." led.
-        if (!isRefusal(error, "EAGAIN") || attempt === 1000) throw error;
-      }
-    }
-  };
   try {
-    return look(path);
+    return lookInside(root, path);
   } catch (error) {
     if (!isRefusal(error, "ENOENT")) throw error;
+    return makeInside(root, path, asDirectory);
   }
+}
+
+function lookInside(root: number, path: PathLike): number {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return openat2(root, path, { flags: O.PATH | O.CLOEXEC, resolve: RESOLVE.IN_ROOT });
+    } catch (error) {
+      // Somewhere on the machine something was mounted or renamed meanwhile, and the kernel cannot tell where a ".." led.
+      if (!isRefusal(error, "EAGAIN") || attempt === 1000) throw error;
+    }
+  }
+}
+
+function makeInside(root: number, path: PathLike, asDirectory: boolean): number {
   // In bytes, which need not be UTF-8: each becomes one character.
   const whole = Buffer.from(path instanceof Uint8Array ? path : pathText(path));
   const names = [...whole.toString("latin1").matchAll(/[^/]+/g)];
-  let above = look("/");
+  let above = lookInside(root, "/");
   for (const found of names) {
     const end = found.index + found[0].length;
     const [resolved, name] = [whole.subarray(0, end), whole.subarray(found.index, end)];
     const parent = above;
     try {
       try {
-        above = look(resolved);
+        above = lookInside(root, resolved);
       } catch (error) {
         if (!isRefusal(error, "ENOENT")) throw error;
         if (isLink(parent, name)) throw new Error(`'${pathText(resolved)}' is a symlink that leads nowhere`);
         if (found !== names.at(-1) || asDirectory) mkdirat(parent, name, 0o755);
-        else close(makeFile(parent, name));
-        above = look(resolved);
+        else close(openat(parent, name, O.WRONLY | O.CREAT | O.EXCL | O.NOFOLLOW | O.CLOEXEC, 0o644));
+        above = lookInside(root, resolved);
       }
     } finally {
       close(parent);
@@ -251,16 +268,6 @@ function isLink(directory: number, name: PathLike): boolean {
     return (statx(directory, name, AT.SYMLINK_NOFOLLOW, STATX.BASIC_STATS).mode & S_IFMT) === S_IFLNK;
   } catch (error) {
     if (isRefusal(error, "ENOENT")) return false;
-    throw error;
-  }
-}
-
-function closedOnFailure(fd: number, use: () => void): number {
-  try {
-    use();
-    return fd;
-  } catch (error) {
-    close(fd);
     throw error;
   }
 }

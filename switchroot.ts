@@ -52,6 +52,9 @@ import {
 /** How a root can be changed, from the strongest method to the weakest. */
 export type RootMethod = "pivot" | "move" | "detached" | "chroot";
 
+/** Where pivot_root(2) puts the old root. */
+export type PutOld = "stacked" | "directory";
+
 export interface SwitchRootOptions {
   /** The methods that may be used. They are tried in this order, and the first that works is it. Default: all, the strongest first. */
   methods?: readonly RootMethod[];
@@ -59,7 +62,7 @@ export interface SwitchRootOptions {
    * Where pivot_root(2) puts the old root until it is unmounted: on the new root itself, or in a directory `.pivot_root*` that is
    * made in it and removed again. Default `"stacked"`, which writes nothing.
    */
-  putOld?: "stacked" | "directory";
+  putOld?: PutOld;
   /** Whether to pivot or move also in a mount namespace that other processes live in, whose root then changes as well. Default false. */
   sharedNamespace?: boolean;
 }
@@ -186,6 +189,7 @@ const enterPath: Step = {
  */
 const probeLock: Step = {
   phase: "probe",
+  when: (on) => !on.own,
   run: (on) => {
     on.bound = !isMountRoot(on.root);
     if (on.bound) return;
@@ -518,42 +522,46 @@ export function switchRoot(path: PathLike, options: SwitchRootOptions = {}): Swi
   return switchRootOn(linux, path, options);
 }
 
-/**
- * {@link switchRoot} for a program that has put its main thread, and no other, into a mount namespace of its own, and will replace
- * itself with execve(2), at which the other threads end: they are left where they are.
- *
- * @param fd A descriptor of the directory that becomes "/", opened in that namespace; it stays open.
- * @param path What to call it in messages.
- */
-export function switchRootOfThread(
-  fd: number,
-  path: PathLike,
-  options: Omit<SwitchRootOptions, "sharedNamespace">,
-): SwitchRootResult {
-  return switchRootOn(linux, path, { ...options, sharedNamespace: true }, fd);
-}
-
-/** {@link switchRoot}, on a kernel of the caller's choice. With `threadFd`, as {@link switchRootOfThread}. */
-export function switchRootOn(kernel: Kernel, path: PathLike, options: SwitchRootOptions, threadFd?: number): SwitchRootResult {
-  const { order, putOld } = checkArguments(path, options);
+/** {@link switchRoot}, on a kernel of the caller's choice. */
+export function switchRootOn(kernel: Kernel, path: PathLike, options: SwitchRootOptions): SwitchRootResult {
+  const { order, putOld, sharedNamespace } = checkArguments(path, options);
   // No DisposableStack: to make the first one of a process takes longer than a switch.
   const held: number[] = [];
   try {
-    const situation = look(kernel, path, threadFd, options.sharedNamespace === true, held);
-    if (threadFd === undefined) refuseStrayThread(situation, path);
+    const situation = look(kernel, path, undefined, sharedNamespace, held);
+    refuseStrayThread(situation, path);
     return useFirst(order, putOld, situation, path);
   } finally {
     for (const fd of held) closeQuietly(kernel, fd);
   }
 }
 
+/** The directory that is to become "/" of one thread, see {@link switchRootOfThread}. */
+export interface ThreadRoot {
+  /** Its descriptor, opened in the thread's mount namespace; it stays open. */
+  readonly fd: number;
+  /** What to call it in messages. */
+  readonly path: PathLike;
+  /** Whether it is a mount that was made for this: then it is taken as it is. */
+  readonly own: boolean;
+}
+
+/**
+ * {@link switchRoot} for a program that has put its main thread, and no other, into a mount namespace of its own, and will replace
+ * itself with execve(2), at which the other threads end: they are left where they are. The working directory is not put back if
+ * it fails.
+ */
+export function switchRootOfThread(root: ThreadRoot, methods: readonly RootMethod[], putOld: PutOld): SwitchRootResult {
+  const held: number[] = [];
+  try {
+    return useFirst(methods, putOld, look(linux, root.path, root, true, held), root.path);
+  } finally {
+    for (const fd of held) closeQuietly(linux, fd);
+  }
+}
+
 /** Uses the first method that works. */
-function useFirst(
-  order: readonly RootMethod[],
-  putOld: "stacked" | "directory",
-  situation: Situation,
-  path: PathLike,
-): SwitchRootResult {
+function useFirst(order: readonly RootMethod[], putOld: PutOld, situation: Situation, path: PathLike): SwitchRootResult {
   const rejected: RejectedMethod[] = [];
   let failure: { phase: string; method?: RootMethod; cause?: unknown } = { phase: "checks" };
   for (const method of order) {
@@ -570,7 +578,7 @@ function useFirst(
       bound: false,
       byName: false,
       privateLater: false,
-      putOld: putOld === "stacked" ? "." : `.pivot_root${crypto.randomUUID().slice(0, 8)}`,
+      putOld: putOld === "stacked" ? "." : temporaryName(),
       others: [],
       final: false,
     };
@@ -595,10 +603,14 @@ function useFirst(
   throw new SwitchRootError(`cannot switch the root to '${pathText(path)}': ${reasons}`, { ...failure, rejected });
 }
 
+function temporaryName(): string {
+  return `.pivot_root${crypto.randomUUID().slice(0, 8)}`;
+}
+
 function checkArguments(
   path: PathLike,
   options: SwitchRootOptions,
-): { order: readonly RootMethod[]; putOld: "stacked" | "directory" } {
+): { order: readonly RootMethod[]; putOld: PutOld; sharedNamespace: boolean } {
   toPath(path);
   if (!Bun.isMainThread) {
     throw argumentError(
@@ -620,11 +632,17 @@ function checkArguments(
   if (putOld !== "stacked" && putOld !== "directory") {
     throw argumentError("ERR_INVALID_ARG_VALUE", `putOld must be "stacked" or "directory", not '${putOld}'`);
   }
-  return { order, putOld };
+  return { order, putOld, sharedNamespace };
 }
 
 /** Opens everything once, before anything is changed; from here on nothing is looked up by its path again. */
-function look(kernel: Kernel, path: PathLike, fd: number | undefined, sharedNamespace: boolean, held: number[]): Situation {
+function look(
+  kernel: Kernel,
+  path: PathLike,
+  thread: ThreadRoot | undefined,
+  sharedNamespace: boolean,
+  held: number[],
+): Situation {
   const hold = (opened: number): number => {
     held.push(opened);
     return opened;
@@ -632,19 +650,20 @@ function look(kernel: Kernel, path: PathLike, fd: number | undefined, sharedName
   const flags = O.PATH | O.DIRECTORY | O.CLOEXEC;
   try {
     const proc = hold(openProcfs(path));
-    const opened: ReturnType<typeof openRoot> = fd === undefined ? openRoot(kernel, path, flags) : { fd };
-    const root = describe(kernel, fd ?? hold(opened.fd));
+    const opened: ReturnType<typeof openRoot> = thread ?? openRoot(kernel, path, flags);
+    const root = describe(kernel, thread?.fd ?? hold(opened.fd));
     const oldRoot = describe(kernel, hold(kernel.open("/", flags)));
     if (isSame(root.stat, oldRoot.stat)) throw new SyscallError("switchRoot", EBUSY, pathText(path));
     return {
       kernel,
       root,
-      path: opened.path ?? pathOf(proc, root.fd),
+      own: thread?.own === true,
+      path: opened.resolved ?? pathOf(proc, root.fd),
       oldRoot,
-      cwd: fd === undefined ? hold(kernel.open(".", flags)) : hold(openWorkingDirectory(kernel, flags)),
+      cwd: thread === undefined ? hold(kernel.open(".", flags)) : oldRoot.fd,
       proc,
       sharedNamespace,
-      mounts: new Map(),
+      mounts: [],
     };
   } catch (cause) {
     if (!(cause instanceof SyscallError)) throw cause;
@@ -668,26 +687,16 @@ function isResolved(path: PathLike): path is string {
 }
 
 /** Opens the path. Where there is no symlink in it, it need not be asked where it led, which takes longer than to open it. */
-function openRoot(kernel: Kernel, path: PathLike, flags: number): { fd: number; path?: string } {
+function openRoot(kernel: Kernel, path: PathLike, flags: number): { fd: number; resolved?: string } {
   if (isResolved(path)) {
     try {
-      return { fd: kernel.openat2(AT.FDCWD, path, { flags, resolve: RESOLVE.NO_SYMLINKS }), path };
+      return { fd: kernel.openat2(AT.FDCWD, path, { flags, resolve: RESOLVE.NO_SYMLINKS }), resolved: path };
     } catch (error) {
       // ELOOP is a symlink. The others are Linux before 5.6, or a seccomp filter.
       if (!isRefusal(error, "ELOOP", "ENOSYS", "EPERM")) throw error;
     }
   }
   return { fd: kernel.open(path, flags) };
-}
-
-/** A command can be started in a directory that its user may not enter; there it will not stay anyway. */
-function openWorkingDirectory(kernel: Kernel, flags: number): number {
-  try {
-    return kernel.open(".", flags);
-  } catch (error) {
-    if (!isRefusal(error, "EACCES")) throw error;
-    return kernel.open("/", flags);
-  }
 }
 
 const EBUSY = 16;

@@ -12,7 +12,7 @@
  * loader answers to the glibc name as well. What not every libc wraps goes
  * through syscall(2) with its number.
  */
-import { ptr as addressOf, dlopen, type FFIFunction, type Library, type Pointer, read as peek } from "bun:ffi";
+import { dlopen, type FFIFunction, type Library, type Pointer, read as peek } from "bun:ffi";
 
 /** A path: a string, the bytes of one (need not be UTF-8, no closing NUL), or a `file:` URL. */
 export type PathLike = string | Uint8Array | URL;
@@ -87,7 +87,7 @@ export const STATX = { BASIC_STATS: 0x7ff, MNT_ID: 0x1000, MNT_ID_UNIQUE: 0x4000
 export const STATX_ATTR = { MOUNT_ROOT: 0x2000 } as const;
 
 /** statmount(2) masks. */
-export const STATMOUNT = { MNT_BASIC: 2 } as const;
+export const STATMOUNT = { MNT_BASIC: 2n } as const;
 /** Stands for the process's root in listmount(2). */
 export const LSMT_ROOT = 0xffff_ffff_ffff_ffffn;
 
@@ -150,26 +150,26 @@ export function isRefusal(error: unknown, ...codes: readonly string[]): error is
   return error instanceof SyscallError && codes.includes(error.code);
 }
 
-/** What is met most often, and what mount(2) and its kin return and libuv, whose table Node and Bun have, has no name for. */
-const names = new Map<number, [code: string, description: string]>([
-  [1, ["EPERM", "operation not permitted"]],
-  [2, ["ENOENT", "no such file or directory"]],
-  [15, ["ENOTBLK", "block device required"]],
-  [16, ["EBUSY", "resource busy or locked"]],
-  [22, ["EINVAL", "invalid argument"]],
-  [61, ["ENODATA", "no data available"]],
-  [76, ["ENOTUNIQ", "name not unique on network"]],
-  [116, ["ESTALE", "stale file handle"]],
-  [117, ["EUCLEAN", "structure needs cleaning"]],
-  [122, ["EDQUOT", "disk quota exceeded"]],
-  [123, ["ENOMEDIUM", "no medium found"]],
-  [124, ["EMEDIUMTYPE", "wrong medium type"]],
-]);
+/** What mount(2) and its kin return and libuv, whose table Node and Bun have, has no name for; and what is met most often. */
+const names: Readonly<Record<number, readonly [code: string, description: string]>> = {
+  1: ["EPERM", "operation not permitted"],
+  2: ["ENOENT", "no such file or directory"],
+  15: ["ENOTBLK", "block device required"],
+  16: ["EBUSY", "resource busy or locked"],
+  22: ["EINVAL", "invalid argument"],
+  61: ["ENODATA", "no data available"],
+  76: ["ENOTUNIQ", "name not unique on network"],
+  116: ["ESTALE", "stale file handle"],
+  117: ["EUCLEAN", "structure needs cleaning"],
+  122: ["EDQUOT", "disk quota exceeded"],
+  123: ["ENOMEDIUM", "no medium found"],
+  124: ["EMEDIUMTYPE", "wrong medium type"],
+};
 
-function nameOf(errno: number): [code: string, description: string] {
-  // Loaded only when it is needed: it would cost a start of the command half of its time.
-  const find = (): typeof names => process.getBuiltinModule("node:util").getSystemErrorMap();
-  return names.get(errno) ?? find().get(-errno) ?? [`E${errno}`, `unknown error ${errno}`];
+function nameOf(errno: number): readonly [code: string, description: string] {
+  // The whole table is loaded only when it is needed: that would cost a start of the command half of its time.
+  const find = () => process.getBuiltinModule("node:util").getSystemErrorMap().get(-errno);
+  return names[errno] ?? find() ?? [`E${errno}`, `unknown error ${errno}`];
 }
 
 type ArgumentErrorCode =
@@ -221,7 +221,14 @@ export function checkOptions(options: object, known: readonly string[]): void {
  *   surrogate pair, which no file name can hold), `ERR_INVALID_URL_SCHEME`.
  */
 export function toPath(path: PathLike, name = "path"): string | Uint8Array {
-  if (typeof path === "string") return path.includes("\0") || !path.isWellFormed() ? refuseText(path, name) : path;
+  if (typeof path !== "string") return toBytes(path, name);
+  return path.includes("\0") || !path.isWellFormed() ? refuseText(path, name) : path;
+}
+
+// What is seldom needed has a function of its own here and below, in files that the command starts with: a function that is called
+// for the first time looks up the globals it names, and one like URL, Math or TextDecoder takes up to 0.1 ms to come into being.
+
+function toBytes(path: Uint8Array | URL, name: string): string | Uint8Array {
   if (path instanceof URL) return toPath(Bun.fileURLToPath(path), name);
   if (path instanceof Uint8Array) {
     if (path.includes(0)) throw argumentError("ERR_INVALID_ARG_VALUE", `${name} must not hold a NUL`);
@@ -234,116 +241,111 @@ export function toPath(path: PathLike, name = "path"): string | Uint8Array {
 
 /** The path as text, for messages; bytes that are not UTF-8 become U+FFFD. */
 export function pathText(path: PathLike): string {
-  if (typeof path === "string") return path;
+  return typeof path === "string" ? path : bytesText(path);
+}
+
+function bytesText(path: Uint8Array | URL): string {
   return path instanceof URL ? Bun.fileURLToPath(path) : decode(path);
 }
 
-/** UTF-8 as text. Most of it is short and ASCII, which takes no decoder: a process's first one takes a while to make. */
+/** UTF-8 as text. Most of it is short and ASCII, which takes no decoder. */
 function decode(bytes: Uint8Array): string {
   let text = "";
   for (let at = 0; at < bytes.length; at++) {
     const byte = bytes[at] ?? 0;
-    if (byte > 0x7e) return new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes);
+    if (byte > 0x7e) return decodeAny(bytes);
     text += String.fromCharCode(byte);
   }
   return text;
 }
 
+function decodeAny(bytes: Uint8Array): string {
+  return new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes);
+}
+
 // --- Binding
 
-/** What every libc wraps, with its C arguments; all of these return -1 on failure. */
-const wrapped = {
-  capget: { args: ["ptr", "ptr"], returns: "i32" },
-  chdir: { args: ["cstring"], returns: "i32" },
-  chroot: { args: ["cstring"], returns: "i32" },
-  close: { args: ["i32"], returns: "i32" },
-  execvp: { args: ["cstring", "ptr"], returns: "i32" },
-  fchdir: { args: ["i32"], returns: "i32" },
-  fcntl: { args: ["i32", "i32", "i32"], returns: "i32" },
-  getrusage: { args: ["i32", "ptr"], returns: "i32" },
-  fstatfs: { args: ["i32", "ptr"], returns: "i32" },
-  mkdirat: { args: ["i32", "cstring", "u32"], returns: "i32" },
-  mount: { args: ["cstring", "cstring", "cstring", "u64", "cstring"], returns: "i32" },
-  openat: { args: ["i32", "cstring", "i32", "u32"], returns: "i32" },
-  prlimit: { args: ["i32", "i32", "ptr", "ptr"], returns: "i32" },
-  read: { args: ["i32", "ptr", "u64"], returns: "i32" },
-  readlinkat: { args: ["i32", "cstring", "ptr", "u64"], returns: "i32" },
-  setns: { args: ["i32", "i32"], returns: "i32" },
-  signal: { args: ["i32", "ptr"], returns: "ptr" },
-  symlinkat: { args: ["cstring", "i32", "cstring"], returns: "i32" },
-  umount2: { args: ["cstring", "i32"], returns: "i32" },
-  unlinkat: { args: ["i32", "cstring", "i32"], returns: "i32" },
-  unshare: { args: ["i32"], returns: "i32" },
-  waitid: { args: ["i32", "i32", "ptr", "i32"], returns: "i32" },
-  write: { args: ["i32", "ptr", "u64"], returns: "i32" },
-} as const satisfies Record<string, FFIFunction>;
-
-/** What goes through syscall(2): its C arguments, the first of them the number. */
-const numbered = {
-  close_range: { args: ["i64", "u32", "u32", "u32"], returns: "i32" },
-  fsconfig: { args: ["i64", "i32", "u32", "cstring", "cstring", "i32"], returns: "i32" },
-  fsmount: { args: ["i64", "i32", "u32", "u32"], returns: "i32" },
-  fsopen: { args: ["i64", "cstring", "u32"], returns: "i32" },
-  getdents64: { args: ["i64", "i32", "ptr", "u32"], returns: "i32" },
-  listmount: { args: ["i64", "ptr", "ptr", "u64", "u32"], returns: "i32" },
-  kcmp: { args: ["i64", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
-  mount_setattr: { args: ["i64", "i32", "cstring", "u32", "ptr", "u64"], returns: "i32" },
-  move_mount: { args: ["i64", "i32", "cstring", "i32", "cstring", "u32"], returns: "i32" },
-  open_tree: { args: ["i64", "i32", "cstring", "u32"], returns: "i32" },
-  openat2: { args: ["i64", "i32", "cstring", "ptr", "u64"], returns: "i32" },
-  pivot_root: { args: ["i64", "cstring", "cstring"], returns: "i32" },
-  statmount: { args: ["i64", "ptr", "ptr", "u64", "u32"], returns: "i32" },
-  statx: { args: ["i64", "i32", "cstring", "i32", "u32", "ptr"], returns: "i32" },
-} as const satisfies Record<string, FFIFunction>;
-
-/** System call numbers; from 424 on they are the same everywhere. */
+/** System call numbers, x86-64 and arm64; from 424 on they are the same everywhere. */
+const arm = process.arch === "arm64";
 const NR = {
+  capget: arm ? 90 : 125,
+  chdir: arm ? 49 : 80,
+  chroot: arm ? 51 : 161,
+  close: arm ? 57 : 3,
   close_range: 436,
+  fchdir: arm ? 50 : 81,
+  fcntl: arm ? 25 : 72,
   fsconfig: 431,
   fsmount: 432,
   fsopen: 430,
-  getdents64: process.arch === "arm64" ? 61 : 217,
-  kcmp: process.arch === "arm64" ? 272 : 312,
+  fstatfs: arm ? 44 : 138,
+  getdents64: arm ? 61 : 217,
+  getrusage: arm ? 165 : 98,
+  kcmp: arm ? 272 : 312,
   listmount: 458,
+  mkdirat: arm ? 34 : 258,
+  mount: arm ? 40 : 165,
   mount_setattr: 442,
   move_mount: 429,
   open_tree: 428,
+  openat: arm ? 56 : 257,
   openat2: 437,
-  pivot_root: process.arch === "arm64" ? 41 : 155,
+  pivot_root: arm ? 41 : 155,
+  prlimit64: arm ? 261 : 302,
+  read: arm ? 63 : 0,
+  readlinkat: arm ? 78 : 267,
+  rt_sigaction: arm ? 134 : 13,
+  setns: arm ? 268 : 308,
   statmount: 457,
-  statx: process.arch === "arm64" ? 291 : 332,
-} as const satisfies Record<keyof typeof numbered, number>;
+  statx: arm ? 291 : 332,
+  symlinkat: arm ? 36 : 266,
+  umount2: arm ? 39 : 166,
+  unlinkat: arm ? 35 : 263,
+  unshare: arm ? 97 : 272,
+  waitid: arm ? 95 : 247,
+  write: arm ? 64 : 1,
+} as const;
 
-type Wrapped = Library<typeof wrapped>["symbols"];
-type Numbered = Library<typeof numbered>["symbols"];
+/** What is called of libc; every libc has these. Bound together: to bind a second time takes half as long as the first. */
+const functions = {
+  // "cstring" takes numbers and arrays, as "ptr" does, and strings besides.
+  syscall: { args: ["i64", "cstring", "cstring", "cstring", "cstring", "cstring"], returns: "i32" },
+  __errno_location: { args: [], returns: "ptr" },
+  execvp: { args: ["cstring", "ptr"], returns: "i32" },
+  strdup: { args: ["cstring"], returns: "ptr" },
+  free: { args: ["ptr"], returns: "void" },
+} as const satisfies Record<string, FFIFunction>;
 
-// Each wrapper below binds its function at its first call, in place: a function in between would be called so often that
-// compiling it would take longer than all a short program does.
-const libc: { -readonly [K in keyof Wrapped]?: Wrapped[K] } = {};
-const kernelCalls: { -readonly [K in keyof Numbered]?: Numbered[K] } = {};
-let errnoLocation: (() => Pointer | bigint | null) | undefined;
+/** What {@link toPath} gives, as `bun:ffi` wants it. */
+type CString = string | Uint8Array<ArrayBuffer>;
 
-function bind<K extends keyof Wrapped>(name: K): Wrapped[K] {
-  return load(name, wrapped[name]) as Wrapped[K];
-}
+type Libc = Library<typeof functions>["symbols"];
+let libc: Libc | undefined;
 
-function bindNumbered<K extends keyof Numbered>(name: K): Numbered[K] {
-  return load("syscall", numbered[name]) as Numbered[K];
-}
-
-function load(symbol: string, definition: FFIFunction): unknown {
+function bind(): Libc {
   if (process.platform !== "linux" || (process.arch !== "x64" && process.arch !== "arm64")) {
     const message = `mounttree needs Linux on x86-64 or arm64; this is ${process.platform} on ${process.arch}`;
     throw Object.assign(new Error(message), { code: "ERR_UNSUPPORTED_PLATFORM" });
   }
-  // Before the first call, not after the first failure: binding would change errno.
-  errnoLocation ??= dlopen("libc.so.6", { __errno_location: { args: [], returns: "ptr" } }).symbols.__errno_location;
-  return dlopen("libc.so.6", { [symbol]: definition }).symbols[symbol];
+  return dlopen("libc.so.6", functions).symbols;
 }
+
+/**
+ * syscall(2): returns what the call returns, or -1 with errno set. Numbers go over as they are, a string as a pointer to its
+ * UTF-8 with a NUL behind it, an array as a pointer to its bytes; what is left out is 0.
+ */
+type Syscall = (number: number, ...args: readonly (number | string | Uint8Array | null)[]) => number;
+
+/** Binds itself at the first call, in place: a function in between would be called often enough to be compiled. */
+let syscall: Syscall = (number, ...args) => {
+  libc ??= bind();
+  syscall = libc.syscall as unknown as Syscall;
+  return syscall(number, ...args);
+};
 
 /** Reads this thread's errno, which has to happen before anything else is called. */
 function lastErrno(): number {
-  return peek.i32(errnoLocation?.() as Pointer, 0);
+  return peek.i32(libc?.__errno_location() as Pointer, 0);
 }
 
 function fail(syscall: string, path?: PathLike | null, dest?: PathLike | null): never {
@@ -380,7 +382,7 @@ export function open(path: PathLike, flags: number, mode = 0): number {
 
 /** openat(2). Returns the descriptor. */
 export function openat(dirfd: number, path: PathLike, flags: number, mode = 0): number {
-  const fd = (libc.openat ??= bind("openat"))(dirfd, toPath(path), flags, mode);
+  const fd = syscall(NR.openat, dirfd, toPath(path), flags, mode);
   return fd === -1 ? fail("openat", path) : fd;
 }
 
@@ -393,24 +395,24 @@ export function openat2(dirfd: number, path: PathLike, how: { flags: number; mod
   view.setUint32(0, how.flags, true);
   view.setUint32(8, how.mode ?? 0, true);
   view.setUint32(16, how.resolve, true);
-  const fd = (kernelCalls.openat2 ??= bindNumbered("openat2"))(NR.openat2, dirfd, name, bytes, 24);
+  const fd = syscall(NR.openat2, dirfd, name, bytes, 24);
   return fd === -1 ? fail("openat2", path) : fd;
 }
 
 /** close(2). The descriptor is gone even when this throws. */
 export function close(fd: number): void {
-  if ((libc.close ??= bind("close"))(fd) === -1) fail("close");
+  if (syscall(NR.close, fd) === -1) fail("close");
 }
 
 /** read(2) into `into`. Returns the number of bytes, 0 at the end. */
 export function read(fd: number, into: Uint8Array): number {
-  const count = (libc.read ??= bind("read"))(fd, into, into.length);
+  const count = syscall(NR.read, fd, into, into.length);
   return count === -1 ? fail("read") : count;
 }
 
 /** write(2). Returns the number of bytes that were taken. */
 export function write(fd: number, bytes: Uint8Array): number {
-  const count = (libc.write ??= bind("write"))(fd, bytes, bytes.length);
+  const count = syscall(NR.write, fd, bytes, bytes.length);
   return count === -1 ? fail("write") : count;
 }
 
@@ -439,25 +441,25 @@ export function readFile(path: PathLike, dirfd: number = AT.FDCWD): Uint8Array {
 export function readlinkat(dirfd: number, path: PathLike): Uint8Array {
   const name = toPath(path);
   const { bytes } = memory ?? allocate();
-  const length = (libc.readlinkat ??= bind("readlinkat"))(dirfd, name, bytes, 8192);
+  const length = syscall(NR.readlinkat, dirfd, name, bytes, 8192);
   return length === -1 ? fail("readlinkat", path) : bytes.slice(0, length);
 }
 
 /** mkdirat(2). */
 export function mkdirat(dirfd: number, path: PathLike, mode: number): void {
-  if ((libc.mkdirat ??= bind("mkdirat"))(dirfd, toPath(path), mode) === -1) fail("mkdirat", path);
+  if (syscall(NR.mkdirat, dirfd, toPath(path), mode) === -1) fail("mkdirat", path);
 }
 
 /** symlinkat(2). Names that are not UTF-8 are not for this one. */
 export function symlinkat(target: string, dirfd: number, path: string): void {
-  if ((libc.symlinkat ??= bind("symlinkat"))(toText(target, "target"), dirfd, toText(path, "path")) === -1) {
+  if (syscall(NR.symlinkat, toText(target, "target"), dirfd, toText(path, "path")) === -1) {
     fail("symlinkat", target, path);
   }
 }
 
 /** unlinkat(2); `AT.REMOVEDIR` makes it rmdir(2). */
 export function unlinkat(dirfd: number, path: PathLike, flags: number): void {
-  if ((libc.unlinkat ??= bind("unlinkat"))(dirfd, toPath(path), flags) === -1) fail("unlinkat", path);
+  if (syscall(NR.unlinkat, dirfd, toPath(path), flags) === -1) fail("unlinkat", path);
 }
 
 /** getdents64(2) until the end: the names in a directory, `.` and `..` left out. The descriptor must be at its start. */
@@ -465,7 +467,7 @@ export function readDirectory(fd: number): string[] {
   const { bytes, view } = memory ?? allocate();
   const names: string[] = [];
   for (;;) {
-    const length = (kernelCalls.getdents64 ??= bindNumbered("getdents64"))(NR.getdents64, fd, bytes, bytes.length);
+    const length = syscall(NR.getdents64, fd, bytes, bytes.length);
     if (length === -1) fail("getdents64");
     if (length === 0) return names;
     for (let at = 0; at < length; at += view.getUint16(at + 16, true)) {
@@ -494,7 +496,7 @@ export interface Statx {
 export function statx(dirfd: number, path: PathLike, flags: number, mask: number): Statx {
   const name = path === "" ? path : toPath(path);
   const { bytes, view } = memory ?? allocate();
-  if ((kernelCalls.statx ??= bindNumbered("statx"))(NR.statx, dirfd, name, flags, mask, bytes) === -1) fail("statx", path);
+  if (syscall(NR.statx, dirfd, name, flags, mask, bytes) === -1) fail("statx", path);
   return statxFrom(view);
 }
 
@@ -515,7 +517,7 @@ function statxFrom(view: DataView): Statx {
 /** fstatfs(2): the file system's magic number and its mount's flags, which have the values of {@link MS} (but relatime 0x1000, nosymfollow 0x2000). */
 export function fstatfs(fd: number): { type: number; flags: number } {
   const { bytes, view } = memory ?? allocate();
-  if ((libc.fstatfs ??= bind("fstatfs"))(fd, bytes) === -1) fail("fstatfs");
+  if (syscall(NR.fstatfs, fd, bytes) === -1) fail("fstatfs");
   return { type: view.getUint32(0, true), flags: view.getUint32(80, true) };
 }
 
@@ -532,34 +534,30 @@ export function mount(
   const from = source === null ? null : toPath(source, "source");
   const type = fsType === null ? null : toText(fsType, "fsType");
   const options = data === null ? null : toText(data, "data");
-  if ((libc.mount ??= bind("mount"))(from, toPath(target, "target"), type, flags, options) === -1)
+  if (syscall(NR.mount, from, toPath(target, "target"), type, flags, options) === -1)
     fail("mount", source ?? target, source === null ? null : target);
 }
 
 /** umount2(2). */
 export function umount2(target: PathLike, flags: number): void {
-  if ((libc.umount2 ??= bind("umount2"))(toPath(target, "target"), flags) === -1) fail("umount2", target);
+  if (syscall(NR.umount2, toPath(target, "target"), flags) === -1) fail("umount2", target);
 }
 
 /** pivot_root(2). */
 export function pivot_root(newRoot: PathLike, putOld: PathLike): void {
-  const result = (kernelCalls.pivot_root ??= bindNumbered("pivot_root"))(
-    NR.pivot_root,
-    toPath(newRoot, "newRoot"),
-    toPath(putOld, "putOld"),
-  );
+  const result = syscall(NR.pivot_root, toPath(newRoot, "newRoot"), toPath(putOld, "putOld"));
   if (result === -1) fail("pivot_root", newRoot, putOld);
 }
 
 /** open_tree(2), Linux 5.2. Returns the tree's descriptor. */
 export function open_tree(dirfd: number, path: PathLike, flags: number): number {
-  const fd = (kernelCalls.open_tree ??= bindNumbered("open_tree"))(NR.open_tree, dirfd, path === "" ? path : toPath(path), flags);
+  const fd = syscall(NR.open_tree, dirfd, path === "" ? path : toPath(path), flags);
   return fd === -1 ? fail("open_tree", path) : fd;
 }
 
 /** move_mount(2), Linux 5.2. */
 export function move_mount(fromFd: number, from: PathLike, toFd: number, to: PathLike, flags: number): void {
-  const result = (kernelCalls.move_mount ??= bindNumbered("move_mount"))(
+  const result = syscall(
     NR.move_mount,
     fromFd,
     from === "" ? from : toPath(from, "from"),
@@ -584,25 +582,23 @@ export function mount_setattr(
   view.setUint32(0, attributes.set ?? 0, true);
   view.setUint32(8, attributes.clear ?? 0, true);
   view.setUint32(16, attributes.propagation ?? 0, true);
-  if ((kernelCalls.mount_setattr ??= bindNumbered("mount_setattr"))(NR.mount_setattr, dirfd, name, flags, bytes, 32) === -1)
-    fail("mount_setattr", path);
+  if (syscall(NR.mount_setattr, dirfd, name, flags, bytes, 32) === -1) fail("mount_setattr", path);
 }
 
 /** fsopen(2), Linux 5.2. Returns the file system context's descriptor. */
 export function fsopen(fsType: string, flags: number): number {
-  const fd = (kernelCalls.fsopen ??= bindNumbered("fsopen"))(NR.fsopen, toText(fsType, "fsType"), flags);
+  const fd = syscall(NR.fsopen, toText(fsType, "fsType"), flags);
   return fd === -1 ? fail("fsopen", fsType) : fd;
 }
 
 /** fsconfig(2), Linux 5.2. */
 export function fsconfig(fd: number, command: number, key: string | null, value: string | null): void {
-  if ((kernelCalls.fsconfig ??= bindNumbered("fsconfig"))(NR.fsconfig, fd, command, key, value, 0) === -1)
-    fail("fsconfig", key, value);
+  if (syscall(NR.fsconfig, fd, command, key, value, 0) === -1) fail("fsconfig", key, value);
 }
 
 /** fsmount(2), Linux 5.2. Returns the mount's descriptor; it is attached nowhere. */
 export function fsmount(fd: number, flags: number, attributes: number): number {
-  const mountFd = (kernelCalls.fsmount ??= bindNumbered("fsmount"))(NR.fsmount, fd, flags, attributes);
+  const mountFd = syscall(NR.fsmount, fd, flags, attributes);
   return mountFd === -1 ? fail("fsmount") : mountFd;
 }
 
@@ -618,9 +614,8 @@ export interface Statmount {
 /** statmount(2), Linux 6.8. ENOENT: no such mount in this process's mount namespace. */
 export function statmount(id: bigint): Statmount {
   const { bytes, view, answer } = memory ?? allocate();
-  mountIdRequest(view, id, BigInt(STATMOUNT.MNT_BASIC));
-  if ((kernelCalls.statmount ??= bindNumbered("statmount"))(NR.statmount, bytes, answer, answer.length, 0) === -1)
-    fail("statmount");
+  mountIdRequest(view, id, STATMOUNT.MNT_BASIC);
+  if (syscall(NR.statmount, bytes, answer, answer.length, 0) === -1) fail("statmount");
   return {
     id: view.getBigUint64(ANSWER + 40, true),
     parentId: view.getBigUint64(ANSWER + 48, true),
@@ -636,7 +631,7 @@ export function countMounts(id: bigint): number {
   let last = 0n;
   for (;;) {
     mountIdRequest(view, id, last);
-    const count = (kernelCalls.listmount ??= bindNumbered("listmount"))(NR.listmount, bytes, answer, most, 0);
+    const count = syscall(NR.listmount, bytes, answer, most, 0);
     if (count === -1) fail("listmount");
     total += count;
     if (count < most) return total;
@@ -656,32 +651,32 @@ function mountIdRequest(view: DataView, id: bigint, parameter: bigint): void {
 
 /** chdir(2). `process.cwd()` does not notice; use `process.chdir` where it should. */
 export function chdir(path: PathLike): void {
-  if ((libc.chdir ??= bind("chdir"))(toPath(path)) === -1) fail("chdir", path);
+  if (syscall(NR.chdir, toPath(path)) === -1) fail("chdir", path);
 }
 
 /** fchdir(2). */
 export function fchdir(fd: number): void {
-  if ((libc.fchdir ??= bind("fchdir"))(fd) === -1) fail("fchdir");
+  if (syscall(NR.fchdir, fd) === -1) fail("fchdir");
 }
 
 /** chroot(2). */
 export function chroot(path: PathLike): void {
-  if ((libc.chroot ??= bind("chroot"))(toPath(path)) === -1) fail("chroot", path);
+  if (syscall(NR.chroot, toPath(path)) === -1) fail("chroot", path);
 }
 
 /** unshare(2). It moves the calling thread and no other. */
 export function unshare(flags: number): void {
-  if ((libc.unshare ??= bind("unshare"))(flags) === -1) fail("unshare");
+  if (syscall(NR.unshare, flags) === -1) fail("unshare");
 }
 
 /** setns(2). */
 export function setns(fd: number, type: number): void {
-  if ((libc.setns ??= bind("setns"))(fd, type) === -1) fail("setns");
+  if (syscall(NR.setns, fd, type) === -1) fail("setns");
 }
 
 /** kcmp(2) with KCMP_FS: whether two tasks share root, working directory and umask. Numbers are those of this process's PID namespace. */
 export function sharesFs(pid1: number, pid2: number): boolean {
-  const result = (kernelCalls.kcmp ??= bindNumbered("kcmp"))(NR.kcmp, pid1, pid2, KCMP.FS, 0, 0);
+  const result = syscall(NR.kcmp, pid1, pid2, KCMP.FS, 0, 0);
   return result === -1 ? fail("kcmp") : result === 0;
 }
 
@@ -690,7 +685,7 @@ export function hasCapability(capability: number): boolean {
   const { bytes, view, answer } = memory ?? allocate();
   view.setUint32(0, 0x20080522, true); // _LINUX_CAPABILITY_VERSION_3
   view.setInt32(4, 0, true);
-  if ((libc.capget ??= bind("capget"))(bytes, answer) === -1) fail("capget");
+  if (syscall(NR.capget, bytes, answer) === -1) fail("capget");
   const word = view.getUint32(ANSWER + (capability < 32 ? 0 : 12), true);
   return ((word >>> (capability % 32)) & 1) === 1;
 }
@@ -702,24 +697,27 @@ export function hasCapability(capability: number): boolean {
 export function faultsOfChildren(): number {
   const RUSAGE_CHILDREN = -1;
   const { bytes, view } = memory ?? allocate();
-  if ((libc.getrusage ??= bind("getrusage"))(RUSAGE_CHILDREN, bytes) === -1) fail("getrusage");
+  if (syscall(NR.getrusage, RUSAGE_CHILDREN, bytes) === -1) fail("getrusage");
   return Number(view.getBigUint64(64, true));
 }
 
 /** fcntl(2) with a command that takes a number: `F.GETFD`, `F.SETFD`, `F.GETFL`, `F.SETFL`. Returns what the command does. */
 export function fcntl(fd: number, command: number, argument = 0): number {
-  const result = (libc.fcntl ??= bind("fcntl"))(fd, command, argument);
+  const result = syscall(NR.fcntl, fd, command, argument);
   return result === -1 ? fail("fcntl") : result;
 }
 
 /** close_range(2), Linux 5.9, with `CLOSE_RANGE.CLOEXEC` 5.11. */
 export function close_range(first: number, last: number, flags: number): void {
-  if ((kernelCalls.close_range ??= bindNumbered("close_range"))(NR.close_range, first, last, flags) === -1) fail("close_range");
+  if (syscall(NR.close_range, first, last, flags) === -1) fail("close_range");
 }
 
-/** signal(2): a signal's disposition becomes the default one. */
+/** rt_sigaction(2): a signal's disposition becomes the default one. */
 export function resetSignal(signal: number): void {
-  (libc.signal ??= bind("signal"))(signal, null);
+  const { bytes } = memory ?? allocate();
+  // struct sigaction: SIG_DFL is 0.
+  bytes.fill(0, 0, 32);
+  if (syscall(NR.rt_sigaction, signal, bytes, null, 8) === -1) fail("rt_sigaction");
 }
 
 /**
@@ -731,12 +729,16 @@ export function resetSignal(signal: number): void {
 export function limitOfFiles(pid: number, soft?: number): { soft: number; hard: number } {
   const RLIMIT_NOFILE = 7;
   const { bytes, view } = memory ?? allocate();
-  if ((libc.prlimit ??= bind("prlimit"))(pid, RLIMIT_NOFILE, null, bytes) === -1) fail("prlimit");
+  if (syscall(NR.prlimit64, pid, RLIMIT_NOFILE, null, bytes) === -1) fail("prlimit");
   // RLIM_INFINITY becomes a number that is large enough.
-  const limits = { soft: Number(view.getBigUint64(0, true)), hard: Number(view.getBigUint64(8, true)) };
+  const limits = {
+    soft: view.getUint32(0, true) + view.getUint32(4, true) * 2 ** 32,
+    hard: view.getUint32(8, true) + view.getUint32(12, true) * 2 ** 32,
+  };
   if (soft === undefined) return limits;
-  view.setBigUint64(0, BigInt(soft), true);
-  if ((libc.prlimit ??= bind("prlimit"))(pid, RLIMIT_NOFILE, bytes, null) === -1) fail("prlimit");
+  view.setUint32(0, soft, true);
+  view.setUint32(4, soft / 2 ** 32, true);
+  if (syscall(NR.prlimit64, pid, RLIMIT_NOFILE, bytes, null) === -1) fail("prlimit");
   return { soft, hard: limits.hard };
 }
 
@@ -747,30 +749,25 @@ export function limitOfFiles(pid: number, soft?: number): { soft: number; hard: 
  * @param argv The command and its arguments.
  */
 export function execvp(argv: readonly [PathLike, ...PathLike[]]): never {
-  const encoder = new TextEncoder();
-  const strings: Uint8Array[] = [];
-  // The pointers, a NULL, and the strings that they point to, in one piece of memory that does not move.
-  const pointers = 8 * (argv.length + 1);
-  let size = pointers;
-  for (const argument of argv) {
-    const path = toPath(argument, "an argument");
-    const string = typeof path === "string" ? encoder.encode(`${path}\0`) : path;
-    strings.push(string);
-    size += string.length;
+  libc ??= bind();
+  const command = toPath(argv[0], "the command") as CString;
+  // Closed by a NULL. From 1000 bytes on Bun does not move it.
+  const pointers = new DataView(new ArrayBuffer(1024 + 8 * argv.length));
+  for (let at = 0; at < argv.length; at++) {
+    const string = libc.strdup(toPath(argv[at] ?? "", "an argument") as CString) as Pointer;
+    pointers.setUint32(8 * at, string, true);
+    pointers.setUint32(8 * at + 4, string / 2 ** 32, true);
   }
-  const memory = new ArrayBuffer(Math.max(4096, size));
-  const [bytes, view] = [new Uint8Array(memory), new DataView(memory)];
-  const base = addressOf(memory);
-  let pointer = 0;
-  let at = pointers;
-  for (const string of strings) {
-    view.setBigUint64(pointer, BigInt(base + at), true);
-    bytes.set(string, at);
-    pointer += 8;
-    at += string.length;
+  libc.execvp(command, new Uint8Array(pointers.buffer));
+  return failExec(argv, pointers);
+}
+
+function failExec(argv: readonly PathLike[], pointers: DataView): never {
+  try {
+    return fail("execvp", argv[0]);
+  } finally {
+    for (let at = 0; at < argv.length; at++) libc?.free(pointers.getBigUint64(8 * at, true));
   }
-  (libc.execvp ??= bind("execvp"))(toPath(argv[0], "the command"), bytes);
-  return fail("execvp", argv[0]);
 }
 
 /** waitid(2), nothing waited for: whether this process has children, zombies included. */
@@ -779,8 +776,7 @@ export function hasChildren(): boolean {
   const WEXITED = 4;
   const WNOWAIT = 0x1000000;
   const __WALL = 0x40000000;
-  if ((libc.waitid ??= bind("waitid"))(0, 0, (memory ?? allocate()).bytes, WEXITED | WNOHANG | WNOWAIT | __WALL) !== -1)
-    return true;
+  if (syscall(NR.waitid, 0, 0, (memory ?? allocate()).bytes, WEXITED | WNOHANG | WNOWAIT | __WALL) !== -1) return true;
   const ECHILD = 10;
   return lastErrno() === ECHILD ? false : fail("waitid");
 }

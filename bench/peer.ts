@@ -7,7 +7,7 @@ import { mkdirSync, readdirSync, readFileSync } from "node:fs";
 import { parseArgs } from "node:util";
 import { measure } from "mitata";
 import { getMounts, isBelow, mounted } from "../mountinfo.ts";
-import { switchRoot, switchRootOn } from "../switchroot.ts";
+import { switchRoot, switchRootOfThread, switchRootOn } from "../switchroot.ts";
 import {
   AT,
   CLONE,
@@ -135,13 +135,13 @@ function detached(on: Kernel, root: string): number {
 /** A mount namespace of this thread's own, as the command takes one; from the first on, this thread has a root of its own. */
 function inNamespace(path: string, putOld: string): number {
   const home = open("/proc/self/ns/mnt", O.RDONLY | O.CLOEXEC);
-  const how = { methods: ["pivot"] as const, putOld: toPutOld(putOld), sharedNamespace: true };
+  const where = toPutOld(putOld);
   const spent = timed(() => {
     unshare(CLONE.NEWNS);
     mount(null, "/", null, MS.SLAVE | MS.REC, null);
-    const root = open(path, O.PATH | O.DIRECTORY | O.CLOEXEC);
-    switchRootOn(kernel, path, how, root);
-    close(root);
+    const fd = open(path, O.PATH | O.DIRECTORY | O.CLOEXEC);
+    switchRootOfThread({ fd, path, own: false }, ["pivot"], where);
+    close(fd);
     // A thread that JSC started meanwhile has this thread's root too, and then setns(2) refuses.
     unshare(CLONE.FS);
     setns(home, CLONE.NEWNS);
