@@ -60,6 +60,8 @@ export interface Situation {
   readonly proc: number;
   /** Whether the mount namespace may be changed whoever else lives in it. */
   readonly sharedNamespace: boolean;
+  /** Whether this thread has just taken the mount namespace, and made all mounts in it slaves. */
+  readonly newNamespace: boolean;
   /** What was found out about mounts. */
   readonly mounts: MountFacts[];
 }
@@ -77,6 +79,8 @@ export type CheckReason =
 /** One requirement of a method. */
 export interface Check {
   readonly reason: CheckReason;
+  /** Whether it is met by whoever has just taken a mount namespace, and made all mounts in it slaves. */
+  readonly metWhenNew?: boolean;
   /** Why it is, as a sentence; undefined if the requirement is met. */
   rulesOut(situation: Situation): string | undefined;
 }
@@ -183,6 +187,7 @@ function text(bytes: Uint8Array): string {
 
 export const sysAdmin: Check = {
   reason: "no-cap-sys-admin",
+  metWhenNew: true,
   rulesOut: () => (hasCapability(CAP.SYS_ADMIN) ? undefined : "this process does not have CAP_SYS_ADMIN"),
 };
 
@@ -210,6 +215,7 @@ function isRememberedOwn({ stat }: Directory): boolean {
 
 export const ownNamespace: Check = {
   reason: "namespace-shared",
+  metWhenNew: true,
   rulesOut(situation) {
     if (situation.sharedNamespace) return undefined;
     // From within, a namespace gets new inhabitants by fork(2) alone. Then we have children now, or had some that have ended.
@@ -365,6 +371,7 @@ function tableFacts({ id, parentId, propagation }: MountInfo): MountFacts {
 
 export const attachedRoot: Check = {
   reason: "root-detached",
+  metWhenNew: true,
   rulesOut: (situation) =>
     isMountRoot(situation.oldRoot) && positionOf(situation, situation.oldRoot) === undefined
       ? "this process's root is a detached tree, which is in no mount namespace"
@@ -415,12 +422,13 @@ export const pivotableRoot: Check = {
 export const unsharedMounts: Check = {
   reason: "shared-mount",
   rulesOut(situation) {
-    const { root, oldRoot } = situation;
+    const { root, oldRoot, newNamespace } = situation;
     const from = positionOf(situation, oldRoot);
-    const to = positionOf(situation, root);
     // What is mounted on a shared mount appears on its peers, in other namespaces; undoing that takes more away than was added.
     if (from?.mount.shared) return 'the mount at "/" is shared';
     if (from?.parent?.shared) return 'the mount that "/" is mounted on is shared';
+    if (newNamespace) return undefined;
+    const to = positionOf(situation, root);
     if (to?.mount.shared) return "the mount that the new root lies on is shared";
     if (isMountRoot(root) && to?.parent?.shared) return "the mount that the new root is mounted on is shared";
     return undefined;

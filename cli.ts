@@ -144,7 +144,7 @@ function run(args: Argument[]): void {
       print(runHelp);
       return;
     }
-    takeOption(withValueApart(option, rest), rest, options);
+    takeOption(option.text.includes("=") ? withValueApart(option, rest) : option.text, rest, options);
     option = rest.shift();
   }
   const root = option?.text === "--" ? rest.shift() : option;
@@ -162,7 +162,7 @@ function withValueApart({ text, path }: Argument, rest: Argument[]): string {
   const sign = text.indexOf("=");
   const name = text.slice(0, sign);
   // SRC and DEST are two.
-  if (sign === -1 || name === "--bind" || name === "--ro-bind" || name === "--keep-fds") return text;
+  if (name === "--bind" || name === "--ro-bind" || name === "--keep-fds") return text;
   const value = text.slice(sign + 1);
   rest.unshift({ text: value, path: path instanceof Uint8Array ? path.slice(path.indexOf(0x3d) + 1) : value });
   return name;

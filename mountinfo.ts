@@ -147,6 +147,8 @@ function select(source: string | Uint8Array, filter: MountFilter | undefined, li
   const bytes = typeof source === "string" ? new TextEncoder().encode(source) : source;
   // One character for each byte, so that an offset into the one is an offset into the other.
   const text = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString("latin1");
+  noFields = Object.freeze(noFields);
+  noPropagation = Object.freeze(noPropagation);
   const line: Line = { bytes, text, start: 0, end: 0, number: 0, plain: true };
   const ends: number[] = [];
   const mounts: MountInfo[] = [];
@@ -183,8 +185,8 @@ interface Line {
 }
 
 // Most mounts are private: one empty list and one answer serve for all of them.
-const noFields: readonly string[] = Object.freeze([]);
-const noPropagation: Propagation = Object.freeze({ unbindable: false });
+let noFields: readonly string[] = [];
+let noPropagation: Propagation = { unbindable: false };
 
 /** `ends` are the offsets of the line's `count` blanks, and its end. */
 function parseLine(line: Line, ends: readonly number[], count: number): MountInfo {

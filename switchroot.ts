@@ -30,6 +30,7 @@ import { type MountInfo, mountIdOf } from "./mountinfo.ts";
 import {
   AT,
   argumentError,
+  chdir,
   checkOptions,
   isRefusal,
   type Kernel,
@@ -379,11 +380,12 @@ const removePutOld: Step = {
   run: (on) => on.kernel.unlinkat(top(on).fd, on.putOld, AT.REMOVEDIR),
 };
 
-/** By Bun's own call, so that `process.cwd()` knows. */
+/** By Bun's own call, so that `process.cwd()` knows; where it will not be asked any more, by the shorter one. */
 const arrive: Step = {
   phase: "chdir",
   run: (on) => {
-    on.kernel.chdir("/");
+    if (on.newNamespace) chdir("/");
+    else on.kernel.chdir("/");
     if (!leadsTo(on.kernel, ".", top(on))) throw new NotVerified("the working directory is not the new root");
   },
 };
@@ -554,7 +556,7 @@ export interface ThreadRoot {
 export function switchRootOfThread(root: ThreadRoot, methods: readonly RootMethod[], putOld: PutOld): SwitchRootResult {
   const held: number[] = [];
   try {
-    return useFirst(methods, putOld, look(linux, root.path, root, true, held), root.path);
+    return useFirst(methods, putOld, look(linux, root.path, root, false, held), root.path);
   } finally {
     for (const fd of held) closeQuietly(linux, fd);
   }
@@ -563,7 +565,7 @@ export function switchRootOfThread(root: ThreadRoot, methods: readonly RootMetho
 /** Uses the first method that works. */
 function useFirst(order: readonly RootMethod[], putOld: PutOld, situation: Situation, path: PathLike): SwitchRootResult {
   const rejected: RejectedMethod[] = [];
-  let failure: { phase: string; method?: RootMethod; cause?: unknown } = { phase: "checks" };
+  let failure: Failure | undefined;
   for (const method of order) {
     const { checks, steps } = methods[method];
     const ruledOut = firstReason(checks, situation);
@@ -587,20 +589,40 @@ function useFirst(order: readonly RootMethod[], putOld: PutOld, situation: Situa
       settle(method, on);
       return { method, root: pathText(situation.path), bound: on.bound, rejected };
     }
-    const { phase, cause, suppressed } = failed;
-    const message = `${phase}: ${messageOf(cause)}`;
-    const reason = cause instanceof NotVerified ? "not-verified" : "refused";
-    rejected.push({ method, reason, message, ...(cause instanceof SyscallError && { error: cause }) });
-    if (on.final || suppressed.length > 0) {
-      throw new SwitchRootError(
-        `switching the root to '${pathText(path)}' (${method}) failed half-way, and could not be undone; this process should exit: ${message}`,
-        { phase, cause, switched: true, method, suppressed, rejected },
-      );
-    }
-    failure = { phase, method, cause };
+    failure = { ...failed, method };
+    rejected.push(rejection(failure));
+    if (on.final || failure.suppressed.length > 0) throw halfWay(path, failure, rejected);
   }
+  throw noneLeft(path, failure, rejected);
+}
+
+/** A step that failed, and what failed when the ones before it were taken back. */
+interface Failure {
+  method: RootMethod;
+  phase: string;
+  cause: unknown;
+  suppressed: readonly unknown[];
+}
+
+function rejection({ method, phase, cause }: Failure): RejectedMethod {
+  const reason = cause instanceof NotVerified ? "not-verified" : "refused";
+  return { method, reason, message: `${phase}: ${messageOf(cause)}`, ...(cause instanceof SyscallError && { error: cause }) };
+}
+
+function halfWay(path: PathLike, failure: Failure, rejected: readonly RejectedMethod[]): SwitchRootError {
+  const { method, phase, cause } = failure;
+  return new SwitchRootError(
+    `switching the root to '${pathText(path)}' (${method}) failed half-way, and could not be undone; this process should exit: ${phase}: ${messageOf(cause)}`,
+    { ...failure, switched: true, rejected },
+  );
+}
+
+function noneLeft(path: PathLike, failure: Failure | undefined, rejected: readonly RejectedMethod[]): SwitchRootError {
   const reasons = rejected.map(({ method, message }) => `${method}: ${message}`).join("; ");
-  throw new SwitchRootError(`cannot switch the root to '${pathText(path)}': ${reasons}`, { ...failure, rejected });
+  return new SwitchRootError(`cannot switch the root to '${pathText(path)}': ${reasons}`, {
+    ...(failure ?? { phase: "checks" }),
+    rejected,
+  });
 }
 
 function temporaryName(): string {
@@ -663,6 +685,7 @@ function look(
       cwd: thread === undefined ? hold(kernel.open(".", flags)) : oldRoot.fd,
       proc,
       sharedNamespace,
+      newNamespace: thread !== undefined,
       mounts: [],
     };
   } catch (cause) {
@@ -716,6 +739,7 @@ function refuseStrayThread(situation: Situation, path: PathLike): void {
 
 function firstReason(checks: readonly Check[], situation: Situation): Omit<RejectedMethod, "method"> | undefined {
   for (const check of checks) {
+    if (situation.newNamespace && check.metWhenNew) continue;
     try {
       const message = check.rulesOut(situation);
       if (message !== undefined) return { reason: check.reason, message };
@@ -729,7 +753,7 @@ function firstReason(checks: readonly Check[], situation: Situation): Omit<Rejec
 }
 
 /** Takes the steps; if one fails, takes those before it back. Undefined if none failed. */
-function take(steps: readonly Step[], on: Switch): { phase: string; cause: unknown; suppressed: unknown[] } | undefined {
+function take(steps: readonly Step[], on: Switch): Omit<Failure, "method"> | undefined {
   const taken: Step[] = [];
   for (const step of steps) {
     if (step.when?.(on) === false) continue;

@@ -150,23 +150,22 @@ export function isRefusal(error: unknown, ...codes: readonly string[]): error is
   return error instanceof SyscallError && codes.includes(error.code);
 }
 
-/** What mount(2) and its kin return and libuv, whose table Node and Bun have, has no name for; and what is met most often. */
-const names: Readonly<Record<number, readonly [code: string, description: string]>> = {
-  1: ["EPERM", "operation not permitted"],
-  2: ["ENOENT", "no such file or directory"],
-  15: ["ENOTBLK", "block device required"],
-  16: ["EBUSY", "resource busy or locked"],
-  22: ["EINVAL", "invalid argument"],
-  61: ["ENODATA", "no data available"],
-  76: ["ENOTUNIQ", "name not unique on network"],
-  116: ["ESTALE", "stale file handle"],
-  117: ["EUCLEAN", "structure needs cleaning"],
-  122: ["EDQUOT", "disk quota exceeded"],
-  123: ["ENOMEDIUM", "no medium found"],
-  124: ["EMEDIUMTYPE", "wrong medium type"],
-};
-
 function nameOf(errno: number): readonly [code: string, description: string] {
+  // What mount(2) and its kin return and libuv, whose table Node and Bun have, has no name for; and what is met most often.
+  const names: Readonly<Record<number, readonly [code: string, description: string]>> = {
+    1: ["EPERM", "operation not permitted"],
+    2: ["ENOENT", "no such file or directory"],
+    15: ["ENOTBLK", "block device required"],
+    16: ["EBUSY", "resource busy or locked"],
+    22: ["EINVAL", "invalid argument"],
+    61: ["ENODATA", "no data available"],
+    76: ["ENOTUNIQ", "name not unique on network"],
+    116: ["ESTALE", "stale file handle"],
+    117: ["EUCLEAN", "structure needs cleaning"],
+    122: ["EDQUOT", "disk quota exceeded"],
+    123: ["ENOMEDIUM", "no medium found"],
+    124: ["EMEDIUMTYPE", "wrong medium type"],
+  };
   // The whole table is loaded only when it is needed: that would cost a start of the command half of its time.
   const find = () => process.getBuiltinModule("node:util").getSystemErrorMap().get(-errno);
   return names[errno] ?? find() ?? [`E${errno}`, `unknown error ${errno}`];
