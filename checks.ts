@@ -56,8 +56,8 @@ export interface Situation {
   readonly oldRoot: Directory;
   /** The working directory. */
   readonly cwd: number;
-  /** A procfs that knows this process. */
-  readonly proc: number;
+  /** A procfs that knows this process; -1 as long as it was not needed, see {@link procOf}. */
+  proc: number;
   /** Whether the mount namespace may be changed whoever else lives in it. */
   readonly sharedNamespace: boolean;
   /** Whether this thread has just taken the mount namespace, and made all mounts in it slaves. */
@@ -158,6 +158,11 @@ function openProcDirectory(): number | undefined {
   return undefined;
 }
 
+export function procOf(situation: Situation): number {
+  if (situation.proc === -1) situation.proc = openProc();
+  return situation.proc;
+}
+
 /** This process's mount table, from a procfs that is one, whatever lies on /proc. */
 export function mountTable(proc: number): MountInfo[] {
   return parseMountInfo(readFile("self/mountinfo", proc));
@@ -220,7 +225,7 @@ export const ownNamespace: Check = {
     if (situation.sharedNamespace) return undefined;
     // From within, a namespace gets new inhabitants by fork(2) alone. Then we have children now, or had some that have ended.
     if (isRememberedOwn(situation.oldRoot) && !hasChildren() && own?.faultsOfChildren === faultsOfChildren()) return undefined;
-    const inhabitant = otherInhabitant(situation.proc);
+    const inhabitant = otherInhabitant(procOf(situation));
     return (
       inhabitant && `the mount namespace is shared: ${inhabitant} (start the program by 'unshare --mount' for one of its own)`
     );
@@ -329,15 +334,14 @@ interface Position {
 
 /** Where the mount that a directory lies on hangs; undefined if it is not in this mount namespace. */
 function positionOf(situation: Situation, { fd, stat }: Directory): Position | undefined {
-  const { proc } = situation;
-  if ((stat.mask & STATX.MNT_ID_UNIQUE) === 0) return positionInTable(proc, fd);
+  if ((stat.mask & STATX.MNT_ID_UNIQUE) === 0) return positionInTable(procOf(situation), fd);
   let mount: MountFacts;
   try {
     mount = factsOf(situation, stat.mountId);
   } catch (error) {
     if (isRefusal(error, "ENOENT")) return undefined;
     // Docker's seccomp profile forbids statmount(2).
-    if (isRefusal(error, "ENOSYS", "EPERM")) return positionInTable(proc, fd);
+    if (isRefusal(error, "ENOSYS", "EPERM")) return positionInTable(procOf(situation), fd);
     throw error;
   }
   try {

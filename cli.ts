@@ -5,7 +5,19 @@ import { drawTree } from "./ls.ts";
 import { version } from "./package.json" with { type: "json" };
 import { bindInside, devInside, openBound, openDirectory, procInside, tmpfsInside } from "./rootfs.ts";
 import { type PutOld, type RootMethod, switchRootOfThread } from "./switchroot.ts";
-import { CLONE, chdir, isRefusal, MS, mount, type PathLike, readFile, resetSignal, unshare, write } from "./syscalls.ts";
+import {
+  CLONE,
+  chdir,
+  isRefusal,
+  MS,
+  mount,
+  type PathLike,
+  pathText,
+  readFile,
+  resetSignal,
+  unshare,
+  write,
+} from "./syscalls.ts";
 
 const help = `mounttree: change what a command sees as "/"
 
@@ -64,38 +76,37 @@ class UsageError extends Error {
   }
 }
 
-/** One argument: its text, and what goes to the kernel, which is its bytes where they are not UTF-8. */
-interface Argument {
-  text: string;
-  path: PathLike;
-}
+/** An argument: a string, or its bytes where they are not UTF-8. */
+type Argument = string | Uint8Array;
 
 function main(): void {
   // Bun ignores it, so that a reader who goes away would not end this.
   const SIGPIPE = 13;
   resetSignal(SIGPIPE);
-  const [command, ...rest] = commandLine();
-  if (command === undefined) throw new UsageError("a command is missing: run or ls");
-  const name = command.text;
-  if (name === "run") run(rest);
-  else if (name === "ls") ls(rest);
-  else if (isHelp(name)) print(help);
-  else if (name === "--version") print(`mounttree ${version}\n`);
-  else throw new UsageError(`${name.startsWith("-") ? "unknown option" : "unknown command"} '${name}'`);
+  const args = commandLine();
+  const command = args.shift();
+  if (command === "run") run(args);
+  else if (command === "ls") ls(args);
+  else if (isHelp(command)) print(help);
+  else if (command === "--version") print(`mounttree ${version}\n`);
+  else refuseCommand(command);
 }
 
-function isHelp(option: string): boolean {
+function refuseCommand(command: Argument | undefined): never {
+  if (command === undefined) throw new UsageError("a command is missing: run or ls");
+  const name = pathText(command);
+  throw new UsageError(`${name.startsWith("-") ? "unknown option" : "unknown command"} '${name}'`);
+}
+
+function isHelp(option: Argument | undefined): boolean {
   return option === "--help" || option === "-h";
 }
 
 /** The arguments. What is not UTF-8 is lost in `process.argv`: then they come from the bytes that the kernel keeps. */
 function commandLine(): Argument[] {
-  const all: Argument[] = [];
-  for (const text of process.argv.slice(2)) {
-    if (text.includes("\uFFFD")) return commandLineBytes();
-    all.push({ text, path: text });
-  }
-  return all;
+  const texts = process.argv.slice(2);
+  for (const text of texts) if (text.includes("\uFFFD")) return commandLineBytes();
+  return texts;
 }
 
 function commandLineBytes(): Argument[] {
@@ -107,11 +118,9 @@ function commandLineBytes(): Argument[] {
     all.push(bytes.slice(at, end));
     at = end + 1;
   }
-  // With a byte order mark, if there is one: it is a part of the argument.
-  const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   return all.slice(all.length - process.argv.length + 2).map((argument) => {
-    const text = decoder.decode(argument);
-    return { text, path: text.includes("\uFFFD") ? argument : text };
+    const text = pathText(argument);
+    return text.includes("\uFFFD") ? argument : text;
   });
 }
 
@@ -121,10 +130,17 @@ interface RunOptions {
   methods: readonly RootMethod[];
   putOld: PutOld;
   /** Where COMMAND starts; in "/" if there is none. */
-  directory: PathLike | undefined;
+  directory: Argument | undefined;
   keepDescriptors: boolean;
-  /** What to mount in the root: how to say it, and how to do it. */
-  mounts: { text: string; mount(root: number): void }[];
+  /** What to mount in the root, in this order. */
+  mounts: MountOption[];
+}
+
+interface MountOption {
+  option: "--bind" | "--ro-bind" | "--tmpfs" | "--proc" | "--dev";
+  /** What to bind; of no meaning for the others. */
+  source: Argument;
+  destination: Argument;
 }
 
 const methodNames: readonly RootMethod[] = ["pivot", "move", "detached", "chroot"];
@@ -137,77 +153,72 @@ function run(args: Argument[]): void {
     keepDescriptors: false,
     mounts: [],
   };
-  const rest = [...args];
-  let option = rest.shift();
-  while (option?.text.startsWith("-") && option.text !== "--") {
-    if (isHelp(option.text)) {
+  let root = args.shift();
+  while (root !== undefined && root !== "--" && pathText(root).startsWith("-")) {
+    if (isHelp(root)) {
       print(runHelp);
       return;
     }
-    takeOption(option.text.includes("=") ? withValueApart(option, rest) : option.text, rest, options);
-    option = rest.shift();
+    takeOption(root, args, options);
+    root = args.shift();
   }
-  const root = option?.text === "--" ? rest.shift() : option;
+  if (root === "--") root = args.shift();
   if (root === undefined) throw new UsageError("run: ROOT is missing");
-  if (rest[0]?.text === "--") rest.shift();
-  const command: [PathLike, ...PathLike[]] = [rest.shift()?.path ?? "/bin/sh"];
-  for (const { path } of rest) command.push(path);
+  if (args[0] === "--") args.shift();
+  const command: [PathLike, ...PathLike[]] = [args.shift() ?? "/bin/sh", ...args];
   const prepared = prepareExec(options.keepDescriptors);
   enter(root, options);
   exec(command, prepared);
 }
 
-/** `--method=pivot` is `--method pivot`. The option's name; the value goes to what follows. */
-function withValueApart({ text, path }: Argument, rest: Argument[]): string {
-  const sign = text.indexOf("=");
-  const name = text.slice(0, sign);
-  // SRC and DEST are two.
-  if (name === "--bind" || name === "--ro-bind" || name === "--keep-fds") return text;
-  const value = text.slice(sign + 1);
-  rest.unshift({ text: value, path: path instanceof Uint8Array ? path.slice(path.indexOf(0x3d) + 1) : value });
-  return name;
-}
-
-function takeOption(option: string, rest: Argument[], options: RunOptions): void {
-  const next = (what: string): Argument => {
-    const argument = rest.shift();
-    if (argument === undefined) throw new UsageError(`run: ${option} needs ${what}`);
-    return argument;
-  };
+function takeOption(option: Argument, rest: Argument[], options: RunOptions): void {
   switch (option) {
     case "--method":
-      options.methods = next("a list of methods").text.split(",").map(toMethod);
-      break;
+      options.methods = pathText(nextValue(option, rest, "a list of methods"))
+        .split(",")
+        .map(toMethod);
+      return;
     case "--put-old":
-      options.putOld = toPutOld(next("'stacked' or 'directory'").text);
-      break;
+      options.putOld = toPutOld(pathText(nextValue(option, rest, "'stacked' or 'directory'")));
+      return;
     case "--chdir":
-      options.directory = next("a directory").path;
-      break;
+      options.directory = nextValue(option, rest, "a directory");
+      return;
     case "--keep-fds":
       options.keepDescriptors = true;
-      break;
+      return;
     case "--bind":
     case "--ro-bind": {
-      const readOnly = option === "--ro-bind";
-      const [source, destination] = [next("SRC and DEST"), next("SRC and DEST")];
-      options.mounts.push({
-        text: `${option} ${source.text} ${destination.text}`,
-        mount: (root) => bindInside(root, source.path, destination.path, { readOnly }),
-      });
-      break;
+      const source = nextValue(option, rest, "SRC and DEST");
+      options.mounts.push({ option, source, destination: nextValue(option, rest, "SRC and DEST") });
+      return;
     }
     case "--tmpfs":
     case "--proc":
-    case "--dev": {
-      const mountInside = { "--tmpfs": tmpfsInside, "--proc": procInside, "--dev": devInside }[option];
-      const { text, path } = next("DEST");
-      options.mounts.push({ text: `${option} ${text}`, mount: (root) => mountInside(root, path) });
-      break;
-    }
+    case "--dev":
+      options.mounts.push({ option, source: "", destination: nextValue(option, rest, "DEST") });
+      return;
     default:
-      throw new UsageError(`run: unknown option '${option}'`);
+      takeOption(withValueApart(option, rest), rest, options);
   }
+}
+
+function nextValue(option: string, rest: Argument[], what: string): Argument {
+  const value = rest.shift();
+  if (value === undefined) throw new UsageError(`run: ${option} needs ${what}`);
+  return value;
+}
+
+/** `--method=pivot` is `--method pivot`. The option's name; the value goes to what follows. */
+function withValueApart(option: Argument, rest: Argument[]): string {
+  const text = pathText(option);
+  const sign = text.indexOf("=");
+  const name = text.slice(0, sign);
+  // For SRC and DEST there would have to be two of them.
+  const takesOne = sign !== -1 && /^--(method|put-old|chdir|tmpfs|proc|dev)$/.test(name);
+  if (!takesOne) throw new UsageError(`run: unknown option '${text}'`);
+  rest.unshift(typeof option === "string" ? text.slice(sign + 1) : option.slice(option.indexOf(0x3d) + 1));
+  return name;
 }
 
 function toMethod(name: string): RootMethod {
@@ -222,8 +233,8 @@ function toPutOld(where: string): PutOld {
 }
 
 /** From here on this thread is alone in what it does: the others stay outside, and end with the execve(2). */
-function enter({ path }: Argument, { mounts, methods, putOld, directory }: RunOptions): void {
-  let doing = "taking a mount namespace, which needs root (CAP_SYS_ADMIN)";
+function enter(path: Argument, { mounts, methods, putOld, directory }: RunOptions): void {
+  let doing: string | MountOption = "taking a mount namespace, which needs root (CAP_SYS_ADMIN)";
   try {
     unshare(CLONE.NEWNS);
     // Not private: what the host unmounts should not stay busy here.
@@ -234,9 +245,9 @@ function enter({ path }: Argument, { mounts, methods, putOld, directory }: RunOp
     const fd = own ? openBound(path) : openDirectory(path);
     // What is made for a DEST should not depend on who calls.
     const umask = process.umask(0);
-    for (const mountInside of mounts) {
-      doing = mountInside.text;
-      mountInside.mount(fd);
+    for (const wanted of mounts) {
+      doing = wanted;
+      mountInside(fd, wanted);
     }
     process.umask(umask);
     doing = "";
@@ -244,9 +255,22 @@ function enter({ path }: Argument, { mounts, methods, putOld, directory }: RunOp
     doing = "--chdir";
     if (directory !== undefined) chdir(directory);
   } catch (error) {
-    if (doing === "" || !(error instanceof Error)) throw error;
-    throw new Error(`${doing}: ${error.message}`, { cause: error });
+    throw during(doing, error);
   }
+}
+
+function mountInside(root: number, { option, source, destination }: MountOption): void {
+  if (option === "--proc") procInside(root, destination);
+  else if (option === "--dev") devInside(root, destination);
+  else if (option === "--tmpfs") tmpfsInside(root, destination);
+  else bindInside(root, source, destination, { readOnly: option === "--ro-bind" });
+}
+
+function during(doing: string | MountOption, error: unknown): unknown {
+  if (doing === "" || !(error instanceof Error)) return error;
+  const what =
+    typeof doing === "string" ? doing : `${doing.option} ${[doing.source, doing.destination].map(pathText).join(" ").trim()}`;
+  return new Error(`${what}: ${error.message}`, { cause: error });
 }
 
 // --- ls
@@ -256,20 +280,20 @@ function ls(args: Argument[]): void {
   const paths: Argument[] = [];
   const rest = [...args];
   for (let argument = rest.shift(); argument !== undefined; argument = rest.shift()) {
-    if (isHelp(argument.text)) {
+    if (isHelp(argument)) {
       print(lsHelp);
       return;
     }
-    if (argument.text === "--json") json = true;
-    else if (argument.text === "--") paths.push(...rest.splice(0));
-    else if (argument.text.startsWith("-")) throw new UsageError(`ls: unknown option '${argument.text}'`);
+    if (argument === "--json") json = true;
+    else if (argument === "--") paths.push(...rest.splice(0));
+    else if (pathText(argument).startsWith("-")) throw new UsageError(`ls: unknown option '${pathText(argument)}'`);
     else paths.push(argument);
   }
   const [path, second] = paths;
-  if (second !== undefined) throw new UsageError(`ls: one PATH at a time, not '${second.text}' as well`);
+  if (second !== undefined) throw new UsageError(`ls: one PATH at a time, not '${pathText(second)}' as well`);
   // Bun makes what is behind `process.stdout` non-blocking, a pipe also for those who read from it after this has ended.
   const width = process.getBuiltinModule("node:tty").isatty(1) ? process.stdout.columns : undefined;
-  print(drawTree(path?.path, { json, width, ascii: !isUtf8Locale() }));
+  print(drawTree(path, { json, width, ascii: !isUtf8Locale() }));
 }
 
 function isUtf8Locale(): boolean {

@@ -19,6 +19,7 @@ import {
   ownNamespace,
   pathOf,
   pivotableRoot,
+  procOf,
   rememberOwn,
   type Situation,
   strayThread,
@@ -165,9 +166,15 @@ interface Step {
   undo?(on: Switch): void;
 }
 
+/** Steps that are needed together, or not at all. */
+interface Group {
+  when(on: Switch): boolean;
+  readonly steps: readonly Step[];
+}
+
 interface Method {
   readonly checks: readonly Check[];
-  readonly steps: readonly Step[];
+  readonly steps: readonly (Step | Group)[];
 }
 
 // --- The steps
@@ -247,63 +254,65 @@ const makePrivateLater: Step = {
 };
 
 /** `path` becomes a mount point, and its mount's root the working directory. */
-const makeMountPoint: readonly Step[] = [
-  {
-    ...copyTree,
-    when: (on) => on.bound,
-    run: (on) => {
-      try {
-        copyTree.run(on);
-      } catch (error) {
-        if (!isRefusal(error, "ENOSYS")) throw error;
-        on.byName = true;
-      }
+const makeMountPoint: Group = {
+  when: (on) => on.bound,
+  steps: [
+    {
+      phase: "open_tree",
+      run: (on) => {
+        try {
+          copyTree.run(on);
+        } catch (error) {
+          if (!isRefusal(error, "ENOSYS")) throw error;
+          on.byName = true;
+        }
+      },
+      undo: (on) => {
+        if (!on.byName) closeTree(on);
+      },
     },
-    undo: (on) => {
-      if (!on.byName) closeTree(on);
+    { phase: "mount_setattr", when: (on) => !on.byName, run: makePrivate.run },
+    {
+      phase: "move_mount",
+      when: (on) => !on.byName,
+      run: (on) => on.kernel.move_mount(on.tree, "", on.root.fd, "", MOVE_MOUNT.F_EMPTY_PATH | MOVE_MOUNT.T_EMPTY_PATH),
+      // Not by its path, where by now somebody else's mount may lie.
+      undo: detachTree,
     },
-  },
-  { ...makePrivate, when: (on) => on.bound && !on.byName },
-  {
-    phase: "move_mount",
-    when: (on) => on.bound && !on.byName,
-    run: (on) => on.kernel.move_mount(on.tree, "", on.root.fd, "", MOVE_MOUNT.F_EMPTY_PATH | MOVE_MOUNT.T_EMPTY_PATH),
-    // Not by its path, where by now somebody else's mount may lie.
-    undo: detachTree,
-  },
-  {
-    phase: "bind",
-    when: (on) => on.byName,
-    run: (on) => on.kernel.mount(on.path, on.path, null, MS.BIND | MS.REC, null),
-    undo: (on) => {
-      if (on.tree === -1) {
-        // Nothing but the name is left, and that may be somebody else's by now.
-        refuseElsewhere(on, on.kernel.statx(AT.FDCWD, on.path, 0, STATX.BASIC_STATS));
-        on.kernel.umount2(on.path, MNT.DETACH);
-        return;
-      }
-      detachTree(on);
-      closeTree(on);
+    {
+      phase: "bind",
+      when: (on) => on.byName,
+      run: (on) => on.kernel.mount(on.path, on.path, null, MS.BIND | MS.REC, null),
+      undo: (on) => {
+        if (on.tree === -1) {
+          // Nothing but the name is left, and that may be somebody else's by now.
+          refuseElsewhere(on, on.kernel.statx(AT.FDCWD, on.path, 0, STATX.BASIC_STATS));
+          on.kernel.umount2(on.path, MNT.DETACH);
+          return;
+        }
+        detachTree(on);
+        closeTree(on);
+      },
     },
-  },
-  {
-    phase: "open",
-    when: (on) => on.byName,
-    run: (on) => {
-      const fd = on.kernel.open(on.path, O.PATH | O.DIRECTORY | O.CLOEXEC);
-      try {
-        refuseElsewhere(on, describe(on.kernel, fd).stat);
-      } catch (error) {
-        on.kernel.close(fd);
-        throw error;
-      }
-      on.tree = fd;
-      on.privateLater = true;
+    {
+      phase: "open",
+      when: (on) => on.byName,
+      run: (on) => {
+        const fd = on.kernel.open(on.path, O.PATH | O.DIRECTORY | O.CLOEXEC);
+        try {
+          refuseElsewhere(on, describe(on.kernel, fd).stat);
+        } catch (error) {
+          on.kernel.close(fd);
+          throw error;
+        }
+        on.tree = fd;
+        on.privateLater = true;
+      },
     },
-  },
-  { ...enterTree, when: (on) => on.bound },
-  makePrivateLater,
-];
+    enterTree,
+    makePrivateLater,
+  ],
+};
 
 /** The bind mount of a directory is the same directory. */
 function refuseElsewhere({ path, root }: Switch, { ino, devMajor, devMinor }: Statx): void {
@@ -314,7 +323,7 @@ function refuseElsewhere({ path, root }: Switch, { ino, devMajor, devMinor }: St
 function detachTree(on: Switch): void {
   // umount2(2) takes the topmost mount also of ".": one that somebody else has put on ours in the meantime.
   const id = mountIdOf(on.tree);
-  const foreign = mountTable(on.proc).find(
+  const foreign = mountTable(procOf(on)).find(
     (mount, _, all) => mount.parentId === id && all.find((ours) => ours.id === id)?.mountPoint === mount.mountPoint,
   );
   if (foreign !== undefined) throw new Error(`'${foreign.mountPoint}' is mounted over; the bind mount below it was left there`);
@@ -395,7 +404,7 @@ const listOthers: Step = {
   run: (on) => {
     const oldRoot = mountIdOf(on.oldRoot.fd);
     const newRoot = mountIdOf(top(on).fd);
-    const mounts = mountTable(on.proc).filter((mount) => mount.id !== newRoot && mount.id !== oldRoot);
+    const mounts = mountTable(procOf(on)).filter((mount) => mount.id !== newRoot && mount.id !== oldRoot);
     // Only those that are mounted on the old root itself, with what is stacked on them: what lies below goes along.
     const stackOn = (mount: MountInfo): MountInfo[] => [
       mount,
@@ -472,7 +481,7 @@ const methods: Readonly<Record<RootMethod, Method>> = {
     steps: [
       enterPath,
       probeLock,
-      ...makeMountPoint,
+      makeMountPoint,
       makePutOld,
       pivotRoot,
       verify,
@@ -485,7 +494,7 @@ const methods: Readonly<Record<RootMethod, Method>> = {
   },
   move: {
     checks: [sysAdmin, sysChroot, attachedRoot, ownNamespace, namespaceRoot, unsharedMounts],
-    steps: [enterPath, probeLock, ...makeMountPoint, listOthers, moveOntoRoot, changeRoot, verify, detachOthers, arrive],
+    steps: [enterPath, probeLock, makeMountPoint, listOthers, moveOntoRoot, changeRoot, verify, detachOthers, arrive],
   },
   detached: {
     checks: [sysAdmin, sysChroot],
@@ -671,7 +680,9 @@ function look(
   };
   const flags = O.PATH | O.DIRECTORY | O.CLOEXEC;
   try {
-    const proc = hold(openProcfs(path));
+    // Who has made the mount knows all about it; and what follows a step of a thread that failed is the end of it.
+    const own = thread?.own === true;
+    const proc = own ? -1 : hold(openProcfs(path));
     const opened: ReturnType<typeof openRoot> = thread ?? openRoot(kernel, path, flags);
     const root = describe(kernel, thread?.fd ?? hold(opened.fd));
     const oldRoot = describe(kernel, hold(kernel.open("/", flags)));
@@ -679,8 +690,8 @@ function look(
     return {
       kernel,
       root,
-      own: thread?.own === true,
-      path: opened.resolved ?? pathOf(proc, root.fd),
+      own,
+      path: own ? pathText(path) : (opened.resolved ?? pathOf(proc, root.fd)),
       oldRoot,
       cwd: thread === undefined ? hold(kernel.open(".", flags)) : oldRoot.fd,
       proc,
@@ -752,11 +763,15 @@ function firstReason(checks: readonly Check[], situation: Situation): Omit<Rejec
   return undefined;
 }
 
-/** Takes the steps; if one fails, takes those before it back. Undefined if none failed. */
-function take(steps: readonly Step[], on: Switch): Omit<Failure, "method"> | undefined {
-  const taken: Step[] = [];
+/** Takes the steps; if one fails, takes all before it back. Undefined if none failed. */
+function take(steps: readonly (Step | Group)[], on: Switch, taken: Step[] = []): Omit<Failure, "method"> | undefined {
   for (const step of steps) {
     if (step.when?.(on) === false) continue;
+    if ("steps" in step) {
+      const failed = take(step.steps, on, taken);
+      if (failed !== undefined) return failed;
+      continue;
+    }
     try {
       step.run(on);
       taken.push(step);
@@ -783,6 +798,8 @@ function undo(taken: readonly Step[], on: Switch): unknown[] {
 }
 
 function settle(method: RootMethod, on: Switch): void {
+  // What is still open ends with the execve(2).
+  if (on.newNamespace) return;
   if (method === "pivot" || method === "move") {
     if (!on.sharedNamespace) rememberOwn(top(on));
     if (on.tree !== -1) closeQuietly(on.kernel, on.tree);
