@@ -212,12 +212,12 @@ function nextValue(option: string, rest: Argument[], what: string): Argument {
 /** `--method=pivot` is `--method pivot`. The option's name; the value goes to what follows. */
 function withValueApart(option: Argument, rest: Argument[]): string {
   const text = pathText(option);
-  const sign = text.indexOf("=");
-  const name = text.slice(0, sign);
+  const [name = "", value] = text.split(/=(.*)/s, 2);
+  if (value === undefined) throw new UsageError(`run: unknown option '${text}'`);
   // For SRC and DEST there would have to be two of them.
-  const takesOne = sign !== -1 && /^--(method|put-old|chdir|tmpfs|proc|dev)$/.test(name);
-  if (!takesOne) throw new UsageError(`run: unknown option '${text}'`);
-  rest.unshift(typeof option === "string" ? text.slice(sign + 1) : option.slice(option.indexOf(0x3d) + 1));
+  if (/^--(bind|ro-bind|keep-fds)$/.test(name)) throw new UsageError(`run: unknown option '${text}'`);
+  if (!/^--(method|put-old|chdir|tmpfs|proc|dev)$/.test(name)) throw new UsageError(`run: unknown option '${name}'`);
+  rest.unshift(typeof option === "string" ? value : option.slice(option.indexOf(0x3d) + 1));
   return name;
 }
 

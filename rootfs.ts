@@ -76,17 +76,18 @@ export function openBound(path: PathLike): number {
  */
 export function bindInside(root: number, source: PathLike, destination: PathLike, options: { readOnly?: boolean } = {}): void {
   const set = MOUNT_ATTR.NOSUID | MOUNT_ATTR.NODEV | (options.readOnly ? MOUNT_ATTR.RDONLY : 0);
-  close(attachInside(root, copyTree(AT.FDCWD, source, 0, set), destination));
+  const tree = copyTree(AT.FDCWD, source, 0, set);
+  close(attachInside(root, tree, destination, isDirectory(identityOf(tree))));
 }
 
 /** Mounts an empty tmpfs of mode 0755. Parameters as in {@link bindInside}. */
 export function tmpfsInside(root: number, destination: PathLike): void {
-  close(attachInside(root, newMount("tmpfs", MOUNT_ATTR.NOSUID | MOUNT_ATTR.NODEV, "mode", "0755"), destination));
+  close(attachInside(root, newMount("tmpfs", MOUNT_ATTR.NOSUID | MOUNT_ATTR.NODEV, "mode", "0755"), destination, true));
 }
 
 /** Mounts the procfs of this process's PID namespace. Parameters as in {@link bindInside}. */
 export function procInside(root: number, destination: PathLike): void {
-  close(attachInside(root, newMount("proc", MOUNT_ATTR.NOSUID | MOUNT_ATTR.NODEV | MOUNT_ATTR.NOEXEC), destination));
+  close(attachInside(root, newMount("proc", MOUNT_ATTR.NOSUID | MOUNT_ATTR.NODEV | MOUNT_ATTR.NOEXEC), destination, true));
 }
 
 const devices = ["null", "zero", "full", "random", "urandom", "tty"];
@@ -105,7 +106,7 @@ const links = [
  * the usual links. Parameters as in {@link bindInside}.
  */
 export function devInside(root: number, destination: PathLike): void {
-  const dev = attachInside(root, newMount("tmpfs", MOUNT_ATTR.NOSUID | MOUNT_ATTR.NOEXEC, "mode", "0755"), destination);
+  const dev = attachInside(root, newMount("tmpfs", MOUNT_ATTR.NOSUID | MOUNT_ATTR.NOEXEC, "mode", "0755"), destination, true);
   try {
     // It is new and empty: nothing in it has to be looked for.
     for (const device of devices) {
@@ -170,15 +171,14 @@ function newMount(fsType: string, attributes: number, ...options: readonly strin
 }
 
 /**
- * Attaches a tree.
+ * Attaches a tree, at a directory or at a file.
  *
  * @returns The tree's descriptor; it is closed if this throws.
  * @throws SyscallError, or Error for a destination that leads to the root itself, or to a directory where the tree is none, or
  *   the other way round.
  */
-function attachInside(root: number, tree: number, destination: PathLike): number {
+function attachInside(root: number, tree: number, destination: PathLike, asDirectory: boolean): number {
   try {
-    const asDirectory = isDirectory(identityOf(tree));
     const place = openInside(root, destination, asDirectory);
     try {
       refuse(identityOf(place), identityOf(root), asDirectory, destination);

@@ -352,7 +352,6 @@ const functions = {
   __errno_location: { args: [], returns: "ptr" },
   execvp: { args: ["cstring", "ptr"], returns: "i32" },
   strdup: { args: ["cstring"], returns: "ptr" },
-  free: { args: ["ptr"], returns: "void" },
 } as const satisfies Record<string, FFIFunction>;
 
 /** What {@link toPath} gives, as `bun:ffi` wants it. */
@@ -414,9 +413,10 @@ function allocate(): Scratch {
 
 // --- Files and directories
 
-/** open(2), through openat(2). Returns the descriptor. */
+/** open(2), by way of openat(2). Returns the descriptor. */
 export function open(path: PathLike, flags: number, mode = 0): number {
-  return openat(AT.FDCWD, path, flags, mode);
+  const fd = syscall(NR.openat, AT.FDCWD, toPath(path), flags, mode);
+  return fd === -1 ? fail("open", path) : fd;
 }
 
 /** openat(2). Returns the descriptor. */
@@ -805,7 +805,8 @@ function failExec(argv: readonly PathLike[], pointers: DataView): never {
   try {
     return fail("execvp", argv[0]);
   } finally {
-    for (let at = 0; at < argv.length; at++) libc?.free(pointers.getBigUint64(8 * at, true));
+    const { free } = dlopen("libc.so.6", { free: { args: ["ptr"], returns: "void" } }).symbols;
+    for (let at = 0; at < argv.length; at++) free(pointers.getBigUint64(8 * at, true));
   }
 }
 

@@ -581,7 +581,7 @@ describe("mount, when a later call fails", () => {
     const [source, target] = [make("source"), make("target")];
     const tracer = [...failing("openat:error=EMFILE"), "-P", target];
     expect(child(tracer, act, source, target, "bind,ro")).toMatchObject({
-      error: { code: "EMFILE", syscall: "openat", path: target },
+      error: { code: "EMFILE", syscall: "open", path: target },
     });
     expect(table()).toEqual([]);
   });
