@@ -2,7 +2,7 @@
  * What can be known about a switch before anything is changed: who lives in this mount namespace, whether the process
  * was chrooted before, which mounts propagate, which thread would stay behind. Nothing here changes anything.
  */
-import { type MountInfo, mountedByTable, mountIdOf, parseMountInfo } from "./mountinfo.ts";
+import { findMount, type MountInfo, mountedByTable, mountIdOf, parseMountInfo } from "./mountinfo.ts";
 import {
   AT,
   CAP,
@@ -27,14 +27,15 @@ import {
   openat,
   type PathLike,
   PROC_SUPER_MAGIC,
-  pathText,
   readDirectory,
   readFile,
   readlinkat,
   STATX,
   type Statx,
   SyscallError,
+  statmount,
   statNamespaceRoot,
+  statx,
 } from "./syscalls.ts";
 
 /** A directory's descriptor, and what statx(2) says of it. */
@@ -48,19 +49,19 @@ export interface Situation {
   readonly kernel: Kernel;
   /** What is to become "/". */
   readonly root: Directory;
-  /** Whether that is a mount which was made for the purpose. */
-  readonly own: boolean;
+  /** Whether that is a mount which was made for the switch: it is not locked, and nobody else has stacked anything on it. */
+  readonly madeForThis: boolean;
   /** Where it is, from what is "/" now. */
   readonly path: string | Uint8Array;
   /** What is "/" now. */
   readonly oldRoot: Directory;
   /** The working directory. */
   readonly cwd: number;
-  /** A procfs that knows this process; -1 as long as it was not needed, see {@link procOf}. */
-  proc: number;
+  /** A procfs that knows this process. */
+  readonly proc: number;
   /** Whether the mount namespace may be changed whoever else lives in it. */
   readonly sharedNamespace: boolean;
-  /** Whether this thread has just taken the mount namespace, and made all mounts in it slaves. */
+  /** Whether this thread has just taken the mount namespace, and made "/" and all mounts below it slaves. */
   readonly newNamespace: boolean;
   /** What was found out about mounts. */
   readonly mounts: MountFacts[];
@@ -79,7 +80,7 @@ export type CheckReason =
 /** One requirement of a method. */
 export interface Check {
   readonly reason: CheckReason;
-  /** Whether it is met by whoever has just taken a mount namespace, and made all mounts in it slaves. */
+  /** Whether it is met by a thread that has just taken a mount namespace, and made "/" and all mounts below it slaves. */
   readonly metWhenNew?: boolean;
   /** Why it is, as a sentence; undefined if the requirement is met. */
   rulesOut(situation: Situation): string | undefined;
@@ -158,21 +159,14 @@ function openProcDirectory(): number | undefined {
   return undefined;
 }
 
-export function procOf(situation: Situation): number {
-  if (situation.proc === -1) situation.proc = openProc();
-  return situation.proc;
-}
-
 /** This process's mount table, from a procfs that is one, whatever lies on /proc. */
 export function mountTable(proc: number): MountInfo[] {
   return parseMountInfo(readFile("self/mountinfo", proc));
 }
 
-/** The path of a descriptor, from this process's root: text, or the bytes of what is not UTF-8. */
-export function pathOf(proc: number, fd: number): string | Uint8Array {
-  const path = readlinkat(proc, `self/fd/${fd}`);
-  const readable = pathText(path);
-  return readable.includes("\uFFFD") ? path : readable;
+/** The path of a descriptor, from this process's root, in bytes. */
+export function pathOf(proc: number, fd: number): Uint8Array {
+  return readlinkat(proc, `self/fd/${fd}`);
 }
 
 function list(proc: number, path: string): string[] {
@@ -225,7 +219,7 @@ export const ownNamespace: Check = {
     if (situation.sharedNamespace) return undefined;
     // From within, a namespace gets new inhabitants by fork(2) alone. Then we have children now, or had some that have ended.
     if (isRememberedOwn(situation.oldRoot) && !hasChildren() && own?.faultsOfChildren === faultsOfChildren()) return undefined;
-    const inhabitant = otherInhabitant(procOf(situation));
+    const inhabitant = otherInhabitant(situation.proc);
     return (
       inhabitant && `the mount namespace is shared: ${inhabitant} (start the program by 'unshare --mount' for one of its own)`
     );
@@ -334,14 +328,14 @@ interface Position {
 
 /** Where the mount that a directory lies on hangs; undefined if it is not in this mount namespace. */
 function positionOf(situation: Situation, { fd, stat }: Directory): Position | undefined {
-  if ((stat.mask & STATX.MNT_ID_UNIQUE) === 0) return positionInTable(procOf(situation), fd);
+  if ((stat.mask & STATX.MNT_ID_UNIQUE) === 0) return positionInTable(situation.proc, fd);
   let mount: MountFacts;
   try {
     mount = factsOf(situation, stat.mountId);
   } catch (error) {
     if (isRefusal(error, "ENOENT")) return undefined;
     // Docker's seccomp profile forbids statmount(2).
-    if (isRefusal(error, "ENOSYS", "EPERM")) return positionInTable(procOf(situation), fd);
+    if (isRefusal(error, "ENOSYS", "EPERM")) return positionInTable(situation.proc, fd);
     throw error;
   }
   try {
@@ -375,7 +369,6 @@ function tableFacts({ id, parentId, propagation }: MountInfo): MountFacts {
 
 export const attachedRoot: Check = {
   reason: "root-detached",
-  metWhenNew: true,
   rulesOut: (situation) =>
     isMountRoot(situation.oldRoot) && positionOf(situation, situation.oldRoot) === undefined
       ? "this process's root is a detached tree, which is in no mount namespace"
@@ -431,6 +424,7 @@ export const unsharedMounts: Check = {
     // What is mounted on a shared mount appears on its peers, in other namespaces; undoing that takes more away than was added.
     if (from?.mount.shared) return 'the mount at "/" is shared';
     if (from?.parent?.shared) return 'the mount that "/" is mounted on is shared';
+    // What lies below "/" is a slave then; and that the new root does, since "/" is the namespace's root, was checked before.
     if (newNamespace) return undefined;
     const to = positionOf(situation, root);
     if (to?.mount.shared) return "the mount that the new root lies on is shared";
@@ -438,6 +432,22 @@ export const unsharedMounts: Check = {
     return undefined;
   },
 };
+
+/**
+ * Whether what is mounted on a directory would appear in other namespaces. So it is, too, where that cannot be seen: the directory is
+ * outside of this process's root.
+ */
+export function isOnSharedMount(fd: number): boolean {
+  const { mask, mountId } = statx(fd, "", AT.EMPTY_PATH, identity);
+  try {
+    if (mask & STATX.MNT_ID_UNIQUE) return (statmount(mountId).propagation & MS.SHARED) !== 0;
+  } catch (error) {
+    if (!isRefusal(error, "ENOSYS", "EPERM")) throw error;
+  }
+  const id = mountIdOf(fd);
+  const mount = findMount((listed) => listed.id === id);
+  return mount === undefined || mount.propagation.shared !== undefined;
+}
 
 // --- Threads
 

@@ -241,8 +241,8 @@ function enter(path: Argument, { mounts, methods, putOld, directory }: RunOption
     doing = 'keeping mounts from the host, which needs a "/" that is a mount';
     mount(null, "/", null, MS.REC | MS.SLAVE, null);
     doing = "opening ROOT";
-    const own = mounts.length > 0;
-    const fd = own ? openBound(path) : openDirectory(path);
+    const madeForThis = mounts.length > 0;
+    const fd = madeForThis ? openBound(path) : openDirectory(path);
     // What is made for a DEST should not depend on who calls.
     const umask = process.umask(0);
     for (const wanted of mounts) {
@@ -251,7 +251,7 @@ function enter(path: Argument, { mounts, methods, putOld, directory }: RunOption
     }
     process.umask(umask);
     doing = "";
-    switchRootOfThread({ fd, path, own }, methods, putOld);
+    switchRootOfThread({ fd, path, madeForThis }, methods, putOld);
     doing = "--chdir";
     if (directory !== undefined) chdir(directory);
   } catch (error) {
@@ -268,9 +268,13 @@ function mountInside(root: number, { option, source, destination }: MountOption)
 
 function during(doing: string | MountOption, error: unknown): unknown {
   if (doing === "" || !(error instanceof Error)) return error;
-  const what =
-    typeof doing === "string" ? doing : `${doing.option} ${[doing.source, doing.destination].map(pathText).join(" ").trim()}`;
-  return new Error(`${what}: ${error.message}`, { cause: error });
+  return new Error(`${typeof doing === "string" ? doing : mountText(doing)}: ${error.message}`, { cause: error });
+}
+
+/** A mount as it was asked for. */
+function mountText({ option, source, destination }: MountOption): string {
+  const isBind = option === "--bind" || option === "--ro-bind";
+  return `${option} ${isBind ? `${pathText(source)} ` : ""}${pathText(destination)}`;
 }
 
 // --- ls

@@ -29,6 +29,7 @@ import {
   type PathLike,
   pathText,
   RESOLVE,
+  read,
   readFile,
   readlinkat,
   STATX,
@@ -108,17 +109,29 @@ const table = "/proc/self/mountinfo";
  */
 export function getMounts(filter?: MountFilter): MountInfo[] {
   if (filter !== undefined) checkFilter(filter);
-  return parseMountInfo(readFile(table), filter);
+  const mounts: MountInfo[] = [];
+  readTable((mount) => {
+    mounts.push(mount);
+    return false;
+  });
+  // Afterwards: a filter that mounts something must not change what is still to be read.
+  return filter === undefined ? mounts : mounts.filter(filter);
 }
 
 /**
- * The first mount of this process's table that the filter picks; what comes after it is not parsed.
+ * The first mount of this process's table that the filter picks; what comes after it is not read.
  *
  * @throws As {@link getMounts}.
  */
 export function findMount(filter: MountFilter): MountInfo | undefined {
   checkFilter(filter);
-  return select(readFile(table), filter, 1)[0];
+  let found: MountInfo | undefined;
+  readTable((mount) => {
+    if (!filter(mount)) return false;
+    found = mount;
+    return true;
+  });
+  return found;
 }
 
 function checkFilter(filter: MountFilter): void {
@@ -133,7 +146,43 @@ function checkFilter(filter: MountFilter): void {
  * @throws MountInfoError for a line that does not parse, a truncated last one included.
  */
 export function parseMountInfo(source: string | Uint8Array, filter?: MountFilter): MountInfo[] {
-  return select(source, filter, Number.POSITIVE_INFINITY);
+  const bytes = typeof source === "string" ? new TextEncoder().encode(source) : source;
+  const mounts: MountInfo[] = [];
+  parseLines(newLine(), bytes, bytes.length, true, (mount) => {
+    if (filter === undefined || filter(mount)) mounts.push(mount);
+    return false;
+  });
+  return mounts;
+}
+
+/** Gets a mount, and says whether it was the last that is wanted. */
+type Take = (mount: MountInfo) => boolean;
+
+/** Parses while reading, into one block that is used again: the memory for a whole table would cost as much as parsing it. */
+function readTable(take: Take): void {
+  const fd = open(table, O.RDONLY | O.CLOEXEC);
+  try {
+    let block = new Uint8Array(65536);
+    const line = newLine();
+    for (let length = 0; ; ) {
+      const count = read(fd, length === 0 ? block : block.subarray(length));
+      length += count;
+      // The kernel gives a page at a time, or a little less: lines are not cut in two.
+      if (count > 0 && length <= block.length - 8192) continue;
+      const parsed = parseLines(line, block, length, count === 0, take);
+      if (parsed === -1 || count === 0) return;
+      if (parsed === 0) {
+        const larger = new Uint8Array(block.length * 2);
+        larger.set(block);
+        block = larger;
+      } else {
+        block.copyWithin(0, parsed, length);
+        length -= parsed;
+      }
+    }
+  } finally {
+    close(fd);
+  }
 }
 
 const space = 0x20;
@@ -142,38 +191,73 @@ const dash = 0x2d;
 const colon = 0x3a;
 const backslash = 0x5c;
 
-/** The entries that the filter picks, `limit` of them at most; what comes after those is not parsed. */
-function select(source: string | Uint8Array, filter: MountFilter | undefined, limit: number): MountInfo[] {
-  const bytes = typeof source === "string" ? new TextEncoder().encode(source) : source;
+/**
+ * Parses the lines at the beginning of `bytes`.
+ *
+ * @param length How many bytes there are.
+ * @param last Whether nothing follows: then what has no newline at its end is a line, too.
+ * @returns Where the first line begins that is not parsed yet; -1 if no more are wanted.
+ */
+function parseLines(line: Line, bytes: Uint8Array, length: number, last: boolean, take: Take): number {
+  line.bytes = bytes;
   // One character for each byte, so that an offset into the one is an offset into the other.
-  const text = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString("latin1");
-  noFields = Object.freeze(noFields);
-  noPropagation = Object.freeze(noPropagation);
-  const line: Line = { bytes, text, start: 0, end: 0, number: 0, plain: true };
+  line.text = Buffer.from(bytes.buffer, bytes.byteOffset, length).toString("latin1");
+  line.start = 0;
+  line.tailLength = -1;
   const ends: number[] = [];
-  const mounts: MountInfo[] = [];
-  while (line.start < bytes.length && mounts.length < limit) {
+  while (line.start < length) {
     // One pass over the bytes finds the line's end and its blanks. This loop is what parsing costs.
     let count = 0;
     let plain = true;
+    let sameTail = false;
     let end = line.start;
-    for (; end < bytes.length; end++) {
+    for (; end < length; end++) {
       const byte = bytes[end] ?? newline;
       if (byte === newline) break;
-      if (byte === space) ends[count++] = end;
-      else if (byte === backslash || byte > 0x7e) plain = false;
+      if (byte === space) {
+        ends[count++] = end;
+        // What follows the mount point is, as a rule, what followed it in the line before.
+        if (count === 5 && isTail(line, end, length)) {
+          sameTail = true;
+          end += line.tailLength;
+          break;
+        }
+      } else if (byte === backslash || byte > 0x7e) plain = false;
     }
+    if (end === length && !last) break;
     ends[count] = end;
     line.number++;
     line.end = end;
     line.plain = plain;
-    const mount = parseLine(line, ends, count);
-    if (filter === undefined || filter(mount)) mounts.push(mount);
+    if (!sameTail) readTail(line, ends, count);
+    if (take(parseLine(line, ends))) return -1;
     line.start = end + 1;
   }
-  return mounts;
+  return line.start;
 }
 
+function newLine(): Line {
+  return {
+    bytes: new Uint8Array(0),
+    text: "",
+    start: 0,
+    end: 0,
+    number: 0,
+    plain: true,
+    tail: {
+      mountOptions: "",
+      optionalFields: [],
+      propagation: { unbindable: false },
+      fsType: "",
+      mountSource: "",
+      superOptions: "",
+    },
+    tailStart: 0,
+    tailLength: -1,
+  };
+}
+
+/** The line that is parsed, and what the lines have in common. */
 interface Line {
   bytes: Uint8Array;
   text: string;
@@ -182,77 +266,116 @@ interface Line {
   number: number;
   /** Nothing in it but ASCII without escapes. */
   plain: boolean;
+  /** What follows the mount point in the last line, where that stands, and its length. */
+  tail: Omit<MountInfo, "id" | "parentId" | "major" | "minor" | "root" | "mountPoint" | "mountPointBytes">;
+  tailStart: number;
+  tailLength: number;
 }
 
-// Most mounts are private: one empty list and one answer serve for all of them.
-let noFields: readonly string[] = [];
-let noPropagation: Propagation = { unbindable: false };
+/** `ends` are the offsets of the line's blanks. A field lies between two of them. */
+function parseLine(line: Line, ends: readonly number[]): MountInfo {
+  const { bytes } = line;
+  // Not destructured: that would go through an iterator, and take as long as the rest.
+  const end0 = ends[0] ?? 0;
+  const end1 = ends[1] ?? 0;
+  const end2 = ends[2] ?? 0;
+  const end3 = ends[3] ?? 0;
+  const end4 = ends[4] ?? 0;
 
-/** `ends` are the offsets of the line's `count` blanks, and its end. */
-function parseLine(line: Line, ends: readonly number[], count: number): MountInfo {
-  // Six fields, the optional ones, "-" and three more.
-  let separator = 6;
-  while (separator < count && !isSeparator(line, ends, separator)) separator++;
-  if (count < separator + 3) refuse(line, "it has fewer fields than it should");
-  const end = (field: number): number => ends[field] ?? line.end;
-
-  let column = end(1) + 1;
-  while (column < end(2) && line.bytes[column] !== colon) column++;
-  const optionalFields = separator === 6 ? noFields : fieldsBetween(line, ends, 6, separator);
-  const mountPoint = field(line, end(3), end(4), "mountPoint");
+  let column = end1 + 1;
+  while (column < end2 && bytes[column] !== colon) column++;
+  const { mountOptions, optionalFields, propagation, fsType, mountSource, superOptions } = line.tail;
   const mount: MountInfo = {
-    id: integer(line, line.start - 1, end(0), "id"),
-    parentId: integer(line, end(0), end(1), "parentId"),
-    major: integer(line, end(1), column, "major"),
-    minor: integer(line, column, end(2), "minor"),
-    root: field(line, end(2), end(3), "root"),
-    mountPoint,
-    mountOptions: field(line, end(4), end(5), "mountOptions"),
+    id: integer(bytes, line.start - 1, end0),
+    parentId: integer(bytes, end0, end1),
+    major: integer(bytes, end1, column),
+    minor: integer(bytes, column, end2),
+    root: field(line, end2, end3),
+    mountPoint: field(line, end3, end4),
+    mountOptions,
     optionalFields,
-    propagation: separator === 6 ? noPropagation : propagationOf(line, optionalFields),
-    fsType: field(line, end(separator), end(separator + 1), "fsType"),
-    mountSource: text(line, end(separator + 1), end(separator + 2)),
-    superOptions: text(line, end(separator + 2), line.end),
+    propagation,
+    fsType,
+    mountSource,
+    superOptions,
   };
-  if (mount.superOptions === "") refuse(line, "superOptions is empty");
+  const { id, parentId, major, minor, root, mountPoint } = mount;
+  if (Number.isNaN(id + parentId + major + minor) || root === "" || mountPoint === "") refuseField(line, mount);
   // U+FFFD is what bytes that are not UTF-8 decode to: only then are they worth a second look.
   if (!line.plain && mountPoint.includes("\uFFFD")) {
-    const original = unescapeOctal(line.bytes.subarray(end(3) + 1, end(4)));
+    const original = unescapeOctal(bytes.subarray(end3 + 1, end4));
     if (!isUtf8(original)) mount.mountPointBytes = original;
   }
   return mount;
 }
 
-function isSeparator({ bytes }: Line, ends: readonly number[], field: number): boolean {
+function refuseField(line: Line, fields: object): never {
+  for (const [name, value] of Object.entries(fields)) {
+    if (Number.isNaN(value)) refuse(line, `${name} is not a number`);
+    // The source is the only one that can be empty.
+    if (value === "" && name !== "mountSource") refuse(line, `${name} is empty`);
+  }
+  throw new TypeError("there is no field to refuse");
+}
+
+/** Whether the last line's tail stands at an offset as well, up to the end of the line. */
+function isTail({ bytes, tailStart, tailLength }: Line, start: number, length: number): boolean {
+  const end = start + tailLength;
+  if (tailLength === -1 || end >= length || bytes[end] !== newline) return false;
+  for (let at = 0; at < tailLength; at++) if (bytes[start + at] !== bytes[tailStart + at]) return false;
+  return true;
+}
+
+/** `count` is the number of the line's blanks; after them, `ends` has the line's end. */
+function readTail(line: Line, ends: readonly number[], count: number): void {
+  // Six fields, the optional ones, "-" and three more.
+  let separator = 6;
+  while (separator < count && !isSeparator(line.bytes, ends, separator)) separator++;
+  if (count < separator + 3) refuse(line, "it has fewer fields than it should");
+  const [mountPointEnd = 0, mountOptionsEnd = 0] = ends.slice(4, 6);
+  const [beforeType = 0, typeEnd = 0, sourceEnd = 0] = ends.slice(separator, separator + 3);
+  const optionalFields = fieldsBetween(line, ends, 6, separator);
+  line.tail = {
+    mountOptions: field(line, mountPointEnd, mountOptionsEnd),
+    optionalFields: Object.freeze(optionalFields),
+    propagation: Object.freeze(propagationOf(line, optionalFields)),
+    fsType: field(line, beforeType, typeEnd),
+    mountSource: field(line, typeEnd, sourceEnd),
+    superOptions: field(line, sourceEnd, line.end),
+  };
+  const { mountOptions, fsType, superOptions } = line.tail;
+  if (mountOptions === "" || fsType === "" || superOptions === "") refuseField(line, line.tail);
+  line.tailStart = mountPointEnd;
+  line.tailLength = line.end - mountPointEnd;
+}
+
+function isSeparator(bytes: Uint8Array, ends: readonly number[], field: number): boolean {
   const before = ends[field - 1] ?? 0;
   return bytes[before + 1] === dash && ends[field] === before + 2;
 }
 
-// A field lies between the blanks (or the colon) at `before` and `end`.
-
 function fieldsBetween(line: Line, ends: readonly number[], first: number, last: number): string[] {
   const fields: string[] = [];
-  for (let at = first; at < last; at++) fields.push(field(line, ends[at - 1] ?? 0, ends[at] ?? 0, "an optional field"));
+  for (let at = first; at < last; at++) {
+    const tag = field(line, ends[at - 1] ?? 0, ends[at] ?? 0);
+    if (tag === "") refuse(line, "an optional field is empty");
+    fields.push(tag);
+  }
   return fields;
 }
 
-function integer(line: Line, before: number, end: number, name: string): number {
+/** NaN if there is anything but digits, or nothing, or more than a number holds exactly. */
+function integer(bytes: Uint8Array, before: number, end: number): number {
   let value = 0;
   for (let at = before + 1; at < end; at++) {
-    const digit = (line.bytes[at] ?? 0) - 0x30;
-    if (digit < 0 || digit > 9) refuse(line, `${name} is not a number`);
+    const digit = (bytes[at] ?? 0) - 0x30;
+    if (digit < 0 || digit > 9) return Number.NaN;
     value = value * 10 + digit;
   }
-  if (end <= before + 1 || value > Number.MAX_SAFE_INTEGER) refuse(line, `${name} is not a number`);
-  return value;
+  return end <= before + 1 || value > Number.MAX_SAFE_INTEGER ? Number.NaN : value;
 }
 
-function field(line: Line, before: number, end: number, name: string): string {
-  if (end <= before + 1) refuse(line, `${name} is empty`);
-  return text(line, before, end);
-}
-
-function text(line: Line, before: number, end: number): string {
+function field(line: Line, before: number, end: number): string {
   if (line.plain) return line.text.slice(before + 1, end);
   // A name may begin with the bytes that a decoder would take for a mark and leave out.
   return new TextDecoder("utf-8", { ignoreBOM: true }).decode(unescapeOctal(line.bytes.subarray(before + 1, end)));

@@ -5,7 +5,7 @@
  * attached by descriptor with its attributes already set. To mount first and remount through /proc/self/fd would change the mount
  * that lies under it.
  */
-import { isSame } from "./checks.ts";
+import { isOnSharedMount, isSame } from "./checks.ts";
 import {
   AT,
   close,
@@ -47,12 +47,14 @@ export function openDirectory(path: PathLike): number {
  * in a copy that is made for the switch. The new mounts are private.
  *
  * @returns A descriptor of the new mount's root.
- * @throws SyscallError, with nothing mounted.
+ * @throws SyscallError, or Error if the mount that it lies on is shared; nothing is mounted then.
  */
 export function openBound(path: PathLike): number {
   const place = openDirectory(path);
   let tree = -1;
   try {
+    // All mounts below "/" are slaves. One that is outside, where a process that was chrooted can still be, need not be.
+    if (isOnSharedMount(place)) throw new Error("what is mounted there would appear in other mount namespaces");
     tree = copyTree(place, "", AT.EMPTY_PATH, 0);
     moveTo(tree, place);
     return tree;
@@ -76,18 +78,17 @@ export function openBound(path: PathLike): number {
  */
 export function bindInside(root: number, source: PathLike, destination: PathLike, options: { readOnly?: boolean } = {}): void {
   const set = MOUNT_ATTR.NOSUID | MOUNT_ATTR.NODEV | (options.readOnly ? MOUNT_ATTR.RDONLY : 0);
-  const tree = copyTree(AT.FDCWD, source, 0, set);
-  close(attachInside(root, tree, destination, isDirectory(identityOf(tree))));
+  close(attachInside(root, copyTree(AT.FDCWD, source, 0, set), destination));
 }
 
 /** Mounts an empty tmpfs of mode 0755. Parameters as in {@link bindInside}. */
 export function tmpfsInside(root: number, destination: PathLike): void {
-  close(attachInside(root, newMount("tmpfs", MOUNT_ATTR.NOSUID | MOUNT_ATTR.NODEV, "mode", "0755"), destination, true));
+  close(attachInside(root, newMount("tmpfs", MOUNT_ATTR.NOSUID | MOUNT_ATTR.NODEV, "mode", "0755"), destination));
 }
 
 /** Mounts the procfs of this process's PID namespace. Parameters as in {@link bindInside}. */
 export function procInside(root: number, destination: PathLike): void {
-  close(attachInside(root, newMount("proc", MOUNT_ATTR.NOSUID | MOUNT_ATTR.NODEV | MOUNT_ATTR.NOEXEC), destination, true));
+  close(attachInside(root, newMount("proc", MOUNT_ATTR.NOSUID | MOUNT_ATTR.NODEV | MOUNT_ATTR.NOEXEC), destination));
 }
 
 const devices = ["null", "zero", "full", "random", "urandom", "tty"];
@@ -106,7 +107,7 @@ const links = [
  * the usual links. Parameters as in {@link bindInside}.
  */
 export function devInside(root: number, destination: PathLike): void {
-  const dev = attachInside(root, newMount("tmpfs", MOUNT_ATTR.NOSUID | MOUNT_ATTR.NOEXEC, "mode", "0755"), destination, true);
+  const dev = attachInside(root, newMount("tmpfs", MOUNT_ATTR.NOSUID | MOUNT_ATTR.NOEXEC, "mode", "0755"), destination);
   try {
     // It is new and empty: nothing in it has to be looked for.
     for (const device of devices) {
@@ -177,8 +178,9 @@ function newMount(fsType: string, attributes: number, ...options: readonly strin
  * @throws SyscallError, or Error for a destination that leads to the root itself, or to a directory where the tree is none, or
  *   the other way round.
  */
-function attachInside(root: number, tree: number, destination: PathLike, asDirectory: boolean): number {
+function attachInside(root: number, tree: number, destination: PathLike): number {
   try {
+    const asDirectory = isDirectory(identityOf(tree));
     const place = openInside(root, destination, asDirectory);
     try {
       refuse(identityOf(place), identityOf(root), asDirectory, destination);

@@ -19,7 +19,6 @@ import {
   ownNamespace,
   pathOf,
   pivotableRoot,
-  procOf,
   rememberOwn,
   type Situation,
   strayThread,
@@ -197,7 +196,7 @@ const enterPath: Step = {
  */
 const probeLock: Step = {
   phase: "probe",
-  when: (on) => !on.own,
+  when: (on) => !on.madeForThis,
   run: (on) => {
     on.bound = !isMountRoot(on.root);
     if (on.bound) return;
@@ -323,7 +322,7 @@ function refuseElsewhere({ path, root }: Switch, { ino, devMajor, devMinor }: St
 function detachTree(on: Switch): void {
   // umount2(2) takes the topmost mount also of ".": one that somebody else has put on ours in the meantime.
   const id = mountIdOf(on.tree);
-  const foreign = mountTable(procOf(on)).find(
+  const foreign = mountTable(on.proc).find(
     (mount, _, all) => mount.parentId === id && all.find((ours) => ours.id === id)?.mountPoint === mount.mountPoint,
   );
   if (foreign !== undefined) throw new Error(`'${foreign.mountPoint}' is mounted over; the bind mount below it was left there`);
@@ -404,12 +403,16 @@ const listOthers: Step = {
   run: (on) => {
     const oldRoot = mountIdOf(on.oldRoot.fd);
     const newRoot = mountIdOf(top(on).fd);
-    const mounts = mountTable(procOf(on)).filter((mount) => mount.id !== newRoot && mount.id !== oldRoot);
+    const mounts = mountTable(on.proc).filter((mount) => mount.id !== newRoot && mount.id !== oldRoot);
     // Only those that are mounted on the old root itself, with what is stacked on them: what lies below goes along.
     const stackOn = (mount: MountInfo): MountInfo[] => [
       mount,
       ...mounts.filter((other) => other.parentId === mount.id && other.mountPoint === mount.mountPoint).flatMap(stackOn),
     ];
+    if (mounts.some((mount) => mount.parentId === oldRoot && mount.mountPoint === "/")) {
+      // The new root would be mounted on that, and go when it goes.
+      throw new NotVerified('something is mounted over "/"');
+    }
     on.others = mounts
       .filter((mount) => mount.parentId === oldRoot)
       .sort((one, other) => one.mountPoint.length - other.mountPoint.length)
@@ -541,7 +544,9 @@ export function switchRootOn(kernel: Kernel, path: PathLike, options: SwitchRoot
   try {
     const situation = look(kernel, path, undefined, sharedNamespace, held);
     refuseStrayThread(situation, path);
-    return useFirst(order, putOld, situation, path);
+    const { method, on, rejected } = useFirst(order, putOld, situation, path);
+    settle(method, on);
+    return { method, root: pathText(on.path), bound: on.bound, rejected };
   } finally {
     for (const fd of held) closeQuietly(kernel, fd);
   }
@@ -553,26 +558,33 @@ export interface ThreadRoot {
   readonly fd: number;
   /** What to call it in messages. */
   readonly path: PathLike;
-  /** Whether it is a mount that was made for this: then it is taken as it is. */
-  readonly own: boolean;
+  /** Whether it is a mount that was made for this, and is not bound once more. */
+  readonly madeForThis: boolean;
 }
 
 /**
  * {@link switchRoot} for a program that has put its main thread, and no other, into a mount namespace of its own, and will replace
  * itself with execve(2), at which the other threads end: they are left where they are. The working directory is not put back if
  * it fails.
+ *
+ * @returns The descriptors that are left open for the execve(2) to close.
  */
-export function switchRootOfThread(root: ThreadRoot, methods: readonly RootMethod[], putOld: PutOld): SwitchRootResult {
+export function switchRootOfThread(root: ThreadRoot, methods: readonly RootMethod[], putOld: PutOld): number[] {
   const held: number[] = [];
-  try {
-    return useFirst(methods, putOld, look(linux, root.path, root, false, held), root.path);
-  } finally {
-    for (const fd of held) closeQuietly(linux, fd);
-  }
+  const { on } = useFirst(methods, putOld, look(linux, root.path, root, false, held), root.path);
+  if (on.tree !== -1) held.push(on.tree);
+  return held;
+}
+
+/** A method that worked. */
+interface Used {
+  method: RootMethod;
+  on: Switch;
+  rejected: RejectedMethod[];
 }
 
 /** Uses the first method that works. */
-function useFirst(order: readonly RootMethod[], putOld: PutOld, situation: Situation, path: PathLike): SwitchRootResult {
+function useFirst(order: readonly RootMethod[], putOld: PutOld, situation: Situation, path: PathLike): Used {
   const rejected: RejectedMethod[] = [];
   let failure: Failure | undefined;
   for (const method of order) {
@@ -594,10 +606,7 @@ function useFirst(order: readonly RootMethod[], putOld: PutOld, situation: Situa
       final: false,
     };
     const failed = take(steps, on);
-    if (failed === undefined) {
-      settle(method, on);
-      return { method, root: pathText(situation.path), bound: on.bound, rejected };
-    }
+    if (failed === undefined) return { method, on, rejected };
     failure = { ...failed, method };
     rejected.push(rejection(failure));
     if (on.final || failure.suppressed.length > 0) throw halfWay(path, failure, rejected);
@@ -666,7 +675,7 @@ function checkArguments(
   return { order, putOld, sharedNamespace };
 }
 
-/** Opens everything once, before anything is changed; from here on nothing is looked up by its path again. */
+/** Opens everything once, before anything is changed; from here on only what is undone by name is looked up again. */
 function look(
   kernel: Kernel,
   path: PathLike,
@@ -680,9 +689,7 @@ function look(
   };
   const flags = O.PATH | O.DIRECTORY | O.CLOEXEC;
   try {
-    // Who has made the mount knows all about it; and what follows a step of a thread that failed is the end of it.
-    const own = thread?.own === true;
-    const proc = own ? -1 : hold(openProcfs(path));
+    const proc = hold(openProcfs(path));
     const opened: ReturnType<typeof openRoot> = thread ?? openRoot(kernel, path, flags);
     const root = describe(kernel, thread?.fd ?? hold(opened.fd));
     const oldRoot = describe(kernel, hold(kernel.open("/", flags)));
@@ -690,8 +697,8 @@ function look(
     return {
       kernel,
       root,
-      own,
-      path: own ? pathText(path) : (opened.resolved ?? pathOf(proc, root.fd)),
+      madeForThis: thread?.madeForThis === true,
+      path: opened.resolved ?? pathOf(proc, root.fd),
       oldRoot,
       cwd: thread === undefined ? hold(kernel.open(".", flags)) : oldRoot.fd,
       proc,
@@ -798,8 +805,6 @@ function undo(taken: readonly Step[], on: Switch): unknown[] {
 }
 
 function settle(method: RootMethod, on: Switch): void {
-  // What is still open ends with the execve(2).
-  if (on.newNamespace) return;
   if (method === "pivot" || method === "move") {
     if (!on.sharedNamespace) rememberOwn(top(on));
     if (on.tree !== -1) closeQuietly(on.kernel, on.tree);

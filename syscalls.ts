@@ -9,8 +9,8 @@
  *
  * Symbols are looked up in `libc.so.6` and nowhere else: for a library that the
  * loader does not find, Bun tries the name in the current directory, and musl's
- * loader answers to the glibc name as well. What not every libc wraps goes
- * through syscall(2) with its number.
+ * loader answers to the glibc name as well. All calls go through syscall(2) with
+ * their numbers, but for execvp(3): not every libc wraps them all.
  */
 import { dlopen, type FFIFunction, type Library, type Pointer, read as peek } from "bun:ffi";
 
@@ -792,22 +792,17 @@ export function execvp(argv: readonly [PathLike, ...PathLike[]]): never {
   const command = toPath(argv[0], "the command") as CString;
   // Closed by a NULL. From 1000 bytes on Bun does not move it.
   const pointers = new DataView(new ArrayBuffer(1024 + 8 * argv.length));
-  for (let at = 0; at < argv.length; at++) {
-    const string = libc.strdup(toPath(argv[at] ?? "", "an argument") as CString) as Pointer;
-    pointers.setUint32(8 * at, string, true);
-    pointers.setUint32(8 * at + 4, string / 2 ** 32, true);
+  let at = 0;
+  for (const argument of argv) {
+    // Copied by libc: a string has no address of its own. If execve(2) fails, the copies stay.
+    const string = libc.strdup(toPath(argument, "an argument") as CString) as Pointer | null;
+    if (string === null) fail("strdup");
+    pointers.setUint32(at, string, true);
+    pointers.setUint32(at + 4, string / 2 ** 32, true);
+    at += 8;
   }
   libc.execvp(command, new Uint8Array(pointers.buffer));
-  return failExec(argv, pointers);
-}
-
-function failExec(argv: readonly PathLike[], pointers: DataView): never {
-  try {
-    return fail("execvp", argv[0]);
-  } finally {
-    const { free } = dlopen("libc.so.6", { free: { args: ["ptr"], returns: "void" } }).symbols;
-    for (let at = 0; at < argv.length; at++) free(pointers.getBigUint64(8 * at, true));
-  }
+  return fail("execvp", argv[0]);
 }
 
 /** waitid(2), nothing waited for: whether this process has children, zombies included. */

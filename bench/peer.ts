@@ -7,7 +7,7 @@ import { mkdirSync, readdirSync, readFileSync } from "node:fs";
 import { parseArgs } from "node:util";
 import { measure } from "mitata";
 import { getMounts, isBelow, mounted } from "../mountinfo.ts";
-import { switchRoot, switchRootOfThread, switchRootOn } from "../switchroot.ts";
+import { type PutOld, switchRoot, switchRootOfThread, switchRootOn } from "../switchroot.ts";
 import {
   AT,
   CLONE,
@@ -68,7 +68,7 @@ function textOf(argument: string | undefined): string {
   return argument;
 }
 
-function toPutOld(name: string | undefined): "stacked" | "directory" {
+function toPutOld(name: string | undefined): PutOld {
   if (name === "stacked" || name === "directory") return name;
   throw new Error(`no such putOld: ${name}`);
 }
@@ -140,7 +140,7 @@ function inNamespace(path: string, putOld: string): number {
     unshare(CLONE.NEWNS);
     mount(null, "/", null, MS.SLAVE | MS.REC, null);
     const fd = open(path, O.PATH | O.DIRECTORY | O.CLOEXEC);
-    switchRootOfThread({ fd, path, own: false }, ["pivot"], where);
+    for (const held of switchRootOfThread({ fd, path, madeForThis: false }, ["pivot"], where)) close(held);
     close(fd);
     // A thread that JSC started meanwhile has this thread's root too, and then setns(2) refuses.
     unshare(CLONE.FS);
