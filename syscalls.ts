@@ -264,86 +264,8 @@ function decodeAny(bytes: Uint8Array): string {
 
 // --- Binding
 
-/** System call numbers. From 424 on they are the same everywhere. */
-const x64 = {
-  capget: 125,
-  chdir: 80,
-  chroot: 161,
-  close: 3,
-  fchdir: 81,
-  fcntl: 72,
-  fstatfs: 138,
-  getdents64: 217,
-  getrusage: 98,
-  kcmp: 312,
-  mkdirat: 258,
-  mount: 165,
-  openat: 257,
-  pivot_root: 155,
-  prlimit64: 302,
-  read: 0,
-  readlinkat: 267,
-  rt_sigaction: 13,
-  setns: 308,
-  statx: 332,
-  symlinkat: 266,
-  umount2: 166,
-  unlinkat: 263,
-  unshare: 272,
-  waitid: 247,
-  write: 1,
-  close_range: 436,
-  fsconfig: 431,
-  fsmount: 432,
-  fsopen: 430,
-  listmount: 458,
-  mount_setattr: 442,
-  move_mount: 429,
-  open_tree: 428,
-  openat2: 437,
-  statmount: 457,
-};
-
-const arm64: typeof x64 = {
-  capget: 90,
-  chdir: 49,
-  chroot: 51,
-  close: 57,
-  fchdir: 50,
-  fcntl: 25,
-  fstatfs: 44,
-  getdents64: 61,
-  getrusage: 165,
-  kcmp: 272,
-  mkdirat: 34,
-  mount: 40,
-  openat: 56,
-  pivot_root: 41,
-  prlimit64: 261,
-  read: 63,
-  readlinkat: 78,
-  rt_sigaction: 134,
-  setns: 268,
-  statx: 291,
-  symlinkat: 36,
-  umount2: 39,
-  unlinkat: 35,
-  unshare: 97,
-  waitid: 95,
-  write: 64,
-  close_range: 436,
-  fsconfig: 431,
-  fsmount: 432,
-  fsopen: 430,
-  listmount: 458,
-  mount_setattr: 442,
-  move_mount: 429,
-  open_tree: 428,
-  openat2: 437,
-  statmount: 457,
-};
-
-const NR: Readonly<typeof x64> = process.arch === "arm64" ? arm64 : x64;
+/** System calls are called by their numbers, which stand where they are used; from 424 on they are the same everywhere. */
+const arm = process.arch === "arm64";
 
 /** What is called of libc; every libc has these. Bound together: to bind a second time takes half as long as the first. */
 const functions = {
@@ -415,13 +337,13 @@ function allocate(): Scratch {
 
 /** open(2), by way of openat(2). Returns the descriptor. */
 export function open(path: PathLike, flags: number, mode = 0): number {
-  const fd = syscall(NR.openat, AT.FDCWD, toPath(path), flags, mode);
+  const fd = syscall(arm ? 56 : 257, AT.FDCWD, toPath(path), flags, mode);
   return fd === -1 ? fail("open", path) : fd;
 }
 
 /** openat(2). Returns the descriptor. */
 export function openat(dirfd: number, path: PathLike, flags: number, mode = 0): number {
-  const fd = syscall(NR.openat, dirfd, toPath(path), flags, mode);
+  const fd = syscall(arm ? 56 : 257, dirfd, toPath(path), flags, mode);
   return fd === -1 ? fail("openat", path) : fd;
 }
 
@@ -434,24 +356,24 @@ export function openat2(dirfd: number, path: PathLike, how: { flags: number; mod
   view.setUint32(0, how.flags, true);
   view.setUint32(8, how.mode ?? 0, true);
   view.setUint32(16, how.resolve, true);
-  const fd = syscall(NR.openat2, dirfd, name, bytes, 24);
+  const fd = syscall(437, dirfd, name, bytes, 24);
   return fd === -1 ? fail("openat2", path) : fd;
 }
 
 /** close(2). The descriptor is gone even when this throws. */
 export function close(fd: number): void {
-  if (syscall(NR.close, fd) === -1) fail("close");
+  if (syscall(arm ? 57 : 3, fd) === -1) fail("close");
 }
 
 /** read(2) into `into`. Returns the number of bytes, 0 at the end. */
 export function read(fd: number, into: Uint8Array): number {
-  const count = syscall(NR.read, fd, into, into.length);
+  const count = syscall(arm ? 63 : 0, fd, into, into.length);
   return count === -1 ? fail("read") : count;
 }
 
 /** write(2). Returns the number of bytes that were taken. */
 export function write(fd: number, bytes: Uint8Array): number {
-  const count = syscall(NR.write, fd, bytes, bytes.length);
+  const count = syscall(arm ? 64 : 1, fd, bytes, bytes.length);
   return count === -1 ? fail("write") : count;
 }
 
@@ -480,25 +402,25 @@ export function readFile(path: PathLike, dirfd: number = AT.FDCWD): Uint8Array {
 export function readlinkat(dirfd: number, path: PathLike): Uint8Array {
   const name = toPath(path);
   const { bytes } = memory ?? allocate();
-  const length = syscall(NR.readlinkat, dirfd, name, bytes, 8192);
+  const length = syscall(arm ? 78 : 267, dirfd, name, bytes, 8192);
   return length === -1 ? fail("readlinkat", path) : bytes.slice(0, length);
 }
 
 /** mkdirat(2). */
 export function mkdirat(dirfd: number, path: PathLike, mode: number): void {
-  if (syscall(NR.mkdirat, dirfd, toPath(path), mode) === -1) fail("mkdirat", path);
+  if (syscall(arm ? 34 : 258, dirfd, toPath(path), mode) === -1) fail("mkdirat", path);
 }
 
 /** symlinkat(2). Names that are not UTF-8 are not for this one. */
 export function symlinkat(target: string, dirfd: number, path: string): void {
-  if (syscall(NR.symlinkat, toText(target, "target"), dirfd, toText(path, "path")) === -1) {
+  if (syscall(arm ? 36 : 266, toText(target, "target"), dirfd, toText(path, "path")) === -1) {
     fail("symlinkat", target, path);
   }
 }
 
 /** unlinkat(2); `AT.REMOVEDIR` makes it rmdir(2). */
 export function unlinkat(dirfd: number, path: PathLike, flags: number): void {
-  if (syscall(NR.unlinkat, dirfd, toPath(path), flags) === -1) fail("unlinkat", path);
+  if (syscall(arm ? 35 : 263, dirfd, toPath(path), flags) === -1) fail("unlinkat", path);
 }
 
 /** getdents64(2) until the end: the names in a directory, `.` and `..` left out. The descriptor must be at its start. */
@@ -506,7 +428,7 @@ export function readDirectory(fd: number): string[] {
   const { bytes, view } = memory ?? allocate();
   const names: string[] = [];
   for (;;) {
-    const length = syscall(NR.getdents64, fd, bytes, bytes.length);
+    const length = syscall(arm ? 61 : 217, fd, bytes, bytes.length);
     if (length === -1) fail("getdents64");
     if (length === 0) return names;
     for (let at = 0; at < length; at += view.getUint16(at + 16, true)) {
@@ -535,7 +457,7 @@ export interface Statx {
 export function statx(dirfd: number, path: PathLike, flags: number, mask: number): Statx {
   const name = path === "" ? path : toPath(path);
   const { bytes, view } = memory ?? allocate();
-  if (syscall(NR.statx, dirfd, name, flags, mask, bytes) === -1) fail("statx", path);
+  if (syscall(arm ? 291 : 332, dirfd, name, flags, mask, bytes) === -1) fail("statx", path);
   return statxFrom(view);
 }
 
@@ -556,7 +478,7 @@ function statxFrom(view: DataView): Statx {
 /** fstatfs(2): the file system's magic number and its mount's flags, which have the values of {@link MS} (but relatime 0x1000, nosymfollow 0x2000). */
 export function fstatfs(fd: number): { type: number; flags: number } {
   const { bytes, view } = memory ?? allocate();
-  if (syscall(NR.fstatfs, fd, bytes) === -1) fail("fstatfs");
+  if (syscall(arm ? 44 : 138, fd, bytes) === -1) fail("fstatfs");
   return { type: view.getUint32(0, true), flags: view.getUint32(80, true) };
 }
 
@@ -573,37 +495,30 @@ export function mount(
   const from = source === null ? null : toPath(source, "source");
   const type = fsType === null ? null : toText(fsType, "fsType");
   const options = data === null ? null : toText(data, "data");
-  if (syscall(NR.mount, from, toPath(target, "target"), type, flags, options) === -1)
+  if (syscall(arm ? 40 : 165, from, toPath(target, "target"), type, flags, options) === -1)
     fail("mount", source ?? target, source === null ? null : target);
 }
 
 /** umount2(2). */
 export function umount2(target: PathLike, flags: number): void {
-  if (syscall(NR.umount2, toPath(target, "target"), flags) === -1) fail("umount2", target);
+  if (syscall(arm ? 39 : 166, toPath(target, "target"), flags) === -1) fail("umount2", target);
 }
 
 /** pivot_root(2). */
 export function pivot_root(newRoot: PathLike, putOld: PathLike): void {
-  const result = syscall(NR.pivot_root, toPath(newRoot, "newRoot"), toPath(putOld, "putOld"));
+  const result = syscall(arm ? 41 : 155, toPath(newRoot, "newRoot"), toPath(putOld, "putOld"));
   if (result === -1) fail("pivot_root", newRoot, putOld);
 }
 
 /** open_tree(2), Linux 5.2. Returns the tree's descriptor. */
 export function open_tree(dirfd: number, path: PathLike, flags: number): number {
-  const fd = syscall(NR.open_tree, dirfd, path === "" ? path : toPath(path), flags);
+  const fd = syscall(428, dirfd, path === "" ? path : toPath(path), flags);
   return fd === -1 ? fail("open_tree", path) : fd;
 }
 
 /** move_mount(2), Linux 5.2. */
 export function move_mount(fromFd: number, from: PathLike, toFd: number, to: PathLike, flags: number): void {
-  const result = syscall(
-    NR.move_mount,
-    fromFd,
-    from === "" ? from : toPath(from, "from"),
-    toFd,
-    to === "" ? to : toPath(to, "to"),
-    flags,
-  );
+  const result = syscall(429, fromFd, from === "" ? from : toPath(from, "from"), toFd, to === "" ? to : toPath(to, "to"), flags);
   if (result === -1) fail("move_mount", from, to);
 }
 
@@ -621,23 +536,23 @@ export function mount_setattr(
   view.setUint32(0, attributes.set ?? 0, true);
   view.setUint32(8, attributes.clear ?? 0, true);
   view.setUint32(16, attributes.propagation ?? 0, true);
-  if (syscall(NR.mount_setattr, dirfd, name, flags, bytes, 32) === -1) fail("mount_setattr", path);
+  if (syscall(442, dirfd, name, flags, bytes, 32) === -1) fail("mount_setattr", path);
 }
 
 /** fsopen(2), Linux 5.2. Returns the file system context's descriptor. */
 export function fsopen(fsType: string, flags: number): number {
-  const fd = syscall(NR.fsopen, toText(fsType, "fsType"), flags);
+  const fd = syscall(430, toText(fsType, "fsType"), flags);
   return fd === -1 ? fail("fsopen", fsType) : fd;
 }
 
 /** fsconfig(2), Linux 5.2. */
 export function fsconfig(fd: number, command: number, key: string | null, value: string | null): void {
-  if (syscall(NR.fsconfig, fd, command, key, value, 0) === -1) fail("fsconfig", key, value);
+  if (syscall(431, fd, command, key, value, 0) === -1) fail("fsconfig", key, value);
 }
 
 /** fsmount(2), Linux 5.2. Returns the mount's descriptor; it is attached nowhere. */
 export function fsmount(fd: number, flags: number, attributes: number): number {
-  const mountFd = syscall(NR.fsmount, fd, flags, attributes);
+  const mountFd = syscall(432, fd, flags, attributes);
   return mountFd === -1 ? fail("fsmount") : mountFd;
 }
 
@@ -654,7 +569,7 @@ export interface Statmount {
 export function statmount(id: bigint): Statmount {
   const { bytes, view, answer } = memory ?? allocate();
   mountIdRequest(view, id, STATMOUNT.MNT_BASIC);
-  if (syscall(NR.statmount, bytes, answer, answer.length, 0) === -1) fail("statmount");
+  if (syscall(457, bytes, answer, answer.length, 0) === -1) fail("statmount");
   return {
     id: view.getBigUint64(ANSWER + 40, true),
     parentId: view.getBigUint64(ANSWER + 48, true),
@@ -670,7 +585,7 @@ export function countMounts(id: bigint): number {
   let last = 0n;
   for (;;) {
     mountIdRequest(view, id, last);
-    const count = syscall(NR.listmount, bytes, answer, most, 0);
+    const count = syscall(458, bytes, answer, most, 0);
     if (count === -1) fail("listmount");
     total += count;
     if (count < most) return total;
@@ -690,32 +605,32 @@ function mountIdRequest(view: DataView, id: bigint, parameter: bigint): void {
 
 /** chdir(2). `process.cwd()` does not notice; use `process.chdir` where it should. */
 export function chdir(path: PathLike): void {
-  if (syscall(NR.chdir, toPath(path)) === -1) fail("chdir", path);
+  if (syscall(arm ? 49 : 80, toPath(path)) === -1) fail("chdir", path);
 }
 
 /** fchdir(2). */
 export function fchdir(fd: number): void {
-  if (syscall(NR.fchdir, fd) === -1) fail("fchdir");
+  if (syscall(arm ? 50 : 81, fd) === -1) fail("fchdir");
 }
 
 /** chroot(2). */
 export function chroot(path: PathLike): void {
-  if (syscall(NR.chroot, toPath(path)) === -1) fail("chroot", path);
+  if (syscall(arm ? 51 : 161, toPath(path)) === -1) fail("chroot", path);
 }
 
 /** unshare(2). It moves the calling thread and no other. */
 export function unshare(flags: number): void {
-  if (syscall(NR.unshare, flags) === -1) fail("unshare");
+  if (syscall(arm ? 97 : 272, flags) === -1) fail("unshare");
 }
 
 /** setns(2). */
 export function setns(fd: number, type: number): void {
-  if (syscall(NR.setns, fd, type) === -1) fail("setns");
+  if (syscall(arm ? 268 : 308, fd, type) === -1) fail("setns");
 }
 
 /** kcmp(2) with KCMP_FS: whether two tasks share root, working directory and umask. Numbers are those of this process's PID namespace. */
 export function sharesFs(pid1: number, pid2: number): boolean {
-  const result = syscall(NR.kcmp, pid1, pid2, KCMP.FS, 0, 0);
+  const result = syscall(arm ? 272 : 312, pid1, pid2, KCMP.FS, 0, 0);
   return result === -1 ? fail("kcmp") : result === 0;
 }
 
@@ -724,7 +639,7 @@ export function hasCapability(capability: number): boolean {
   const { bytes, view, answer } = memory ?? allocate();
   view.setUint32(0, 0x20080522, true); // _LINUX_CAPABILITY_VERSION_3
   view.setInt32(4, 0, true);
-  if (syscall(NR.capget, bytes, answer) === -1) fail("capget");
+  if (syscall(arm ? 90 : 125, bytes, answer) === -1) fail("capget");
   const word = view.getUint32(ANSWER + (capability < 32 ? 0 : 12), true);
   return ((word >>> (capability % 32)) & 1) === 1;
 }
@@ -736,19 +651,19 @@ export function hasCapability(capability: number): boolean {
 export function faultsOfChildren(): number {
   const RUSAGE_CHILDREN = -1;
   const { bytes, view } = memory ?? allocate();
-  if (syscall(NR.getrusage, RUSAGE_CHILDREN, bytes) === -1) fail("getrusage");
+  if (syscall(arm ? 165 : 98, RUSAGE_CHILDREN, bytes) === -1) fail("getrusage");
   return Number(view.getBigUint64(64, true));
 }
 
 /** fcntl(2) with a command that takes a number: `F.GETFD`, `F.SETFD`, `F.GETFL`, `F.SETFL`. Returns what the command does. */
 export function fcntl(fd: number, command: number, argument = 0): number {
-  const result = syscall(NR.fcntl, fd, command, argument);
+  const result = syscall(arm ? 25 : 72, fd, command, argument);
   return result === -1 ? fail("fcntl") : result;
 }
 
 /** close_range(2), Linux 5.9, with `CLOSE_RANGE.CLOEXEC` 5.11. */
 export function close_range(first: number, last: number, flags: number): void {
-  if (syscall(NR.close_range, first, last, flags) === -1) fail("close_range");
+  if (syscall(436, first, last, flags) === -1) fail("close_range");
 }
 
 /** rt_sigaction(2): a signal's disposition becomes the default one. */
@@ -756,7 +671,7 @@ export function resetSignal(signal: number): void {
   const { bytes } = memory ?? allocate();
   // struct sigaction: SIG_DFL is 0.
   bytes.fill(0, 0, 32);
-  if (syscall(NR.rt_sigaction, signal, bytes, null, 8) === -1) fail("rt_sigaction");
+  if (syscall(arm ? 134 : 13, signal, bytes, null, 8) === -1) fail("rt_sigaction");
 }
 
 /**
@@ -768,7 +683,7 @@ export function resetSignal(signal: number): void {
 export function limitOfFiles(pid: number, soft?: number): { soft: number; hard: number } {
   const RLIMIT_NOFILE = 7;
   const { bytes, view } = memory ?? allocate();
-  if (syscall(NR.prlimit64, pid, RLIMIT_NOFILE, null, bytes) === -1) fail("prlimit");
+  if (syscall(arm ? 261 : 302, pid, RLIMIT_NOFILE, null, bytes) === -1) fail("prlimit");
   // RLIM_INFINITY becomes a number that is large enough.
   const limits = {
     soft: view.getUint32(0, true) + view.getUint32(4, true) * 2 ** 32,
@@ -777,7 +692,7 @@ export function limitOfFiles(pid: number, soft?: number): { soft: number; hard: 
   if (soft === undefined) return limits;
   view.setUint32(0, soft, true);
   view.setUint32(4, soft / 2 ** 32, true);
-  if (syscall(NR.prlimit64, pid, RLIMIT_NOFILE, bytes, null) === -1) fail("prlimit");
+  if (syscall(arm ? 261 : 302, pid, RLIMIT_NOFILE, bytes, null) === -1) fail("prlimit");
   return { soft, hard: limits.hard };
 }
 
@@ -811,7 +726,7 @@ export function hasChildren(): boolean {
   const WEXITED = 4;
   const WNOWAIT = 0x1000000;
   const __WALL = 0x40000000;
-  if (syscall(NR.waitid, 0, 0, (memory ?? allocate()).bytes, WEXITED | WNOHANG | WNOWAIT | __WALL) !== -1) return true;
+  if (syscall(arm ? 95 : 247, 0, 0, (memory ?? allocate()).bytes, WEXITED | WNOHANG | WNOWAIT | __WALL) !== -1) return true;
   const ECHILD = 10;
   return lastErrno() === ECHILD ? false : fail("waitid");
 }
@@ -838,7 +753,7 @@ export function statNamespaceRoot(): Statx {
     }).symbols;
     const answer = new Uint8Array(256);
     const failed = unshare(${CLONE.FS}) || setns(open("/proc/self/ns/mnt", 0), ${CLONE.NEWNS})
-      || syscall(${NR.statx}, ${AT.FDCWD}, "/", 0, ${STATX.BASIC_STATS | STATX.MNT_ID | STATX.MNT_ID_UNIQUE}, answer);
+      || syscall(${arm ? 291 : 332}, ${AT.FDCWD}, "/", 0, ${STATX.BASIC_STATS | STATX.MNT_ID | STATX.MNT_ID_UNIQUE}, answer);
     if (failed) throw new Error("setns(2) refused");
     process.stdout.write(answer);
   `;
