@@ -369,6 +369,7 @@ function tableFacts({ id, parentId, propagation }: MountInfo): MountFacts {
 
 export const attachedRoot: Check = {
   reason: "root-detached",
+  metWhenNew: true,
   rulesOut: (situation) =>
     isMountRoot(situation.oldRoot) && positionOf(situation, situation.oldRoot) === undefined
       ? "this process's root is a detached tree, which is in no mount namespace"

@@ -155,11 +155,10 @@ function run(args: Argument[]): void {
   };
   let root = args.shift();
   while (root !== undefined && root !== "--" && pathText(root).startsWith("-")) {
-    if (isHelp(root)) {
+    if (!takeOption(root, args, options)) {
       print(runHelp);
       return;
     }
-    takeOption(root, args, options);
     root = args.shift();
   }
   if (root === "--") root = args.shift();
@@ -171,35 +170,36 @@ function run(args: Argument[]): void {
   exec(command, prepared);
 }
 
-function takeOption(option: Argument, rest: Argument[], options: RunOptions): void {
+/** False if it was for help. */
+function takeOption(option: Argument, rest: Argument[], options: RunOptions): boolean {
   switch (option) {
     case "--method":
       options.methods = pathText(nextValue(option, rest, "a list of methods"))
         .split(",")
         .map(toMethod);
-      return;
+      return true;
     case "--put-old":
       options.putOld = toPutOld(pathText(nextValue(option, rest, "'stacked' or 'directory'")));
-      return;
+      return true;
     case "--chdir":
       options.directory = nextValue(option, rest, "a directory");
-      return;
+      return true;
     case "--keep-fds":
       options.keepDescriptors = true;
-      return;
+      return true;
     case "--bind":
     case "--ro-bind": {
       const source = nextValue(option, rest, "SRC and DEST");
       options.mounts.push({ option, source, destination: nextValue(option, rest, "SRC and DEST") });
-      return;
+      return true;
     }
     case "--tmpfs":
     case "--proc":
     case "--dev":
       options.mounts.push({ option, source: "", destination: nextValue(option, rest, "DEST") });
-      return;
+      return true;
     default:
-      takeOption(withValueApart(option, rest), rest, options);
+      return !isHelp(option) && takeOption(withValueApart(option, rest), rest, options);
   }
 }
 
@@ -213,10 +213,10 @@ function nextValue(option: string, rest: Argument[], what: string): Argument {
 function withValueApart(option: Argument, rest: Argument[]): string {
   const text = pathText(option);
   const [name = "", value] = text.split(/=(.*)/s, 2);
-  if (value === undefined) throw new UsageError(`run: unknown option '${text}'`);
-  // For SRC and DEST there would have to be two of them.
-  if (/^--(bind|ro-bind|keep-fds)$/.test(name)) throw new UsageError(`run: unknown option '${text}'`);
-  if (!/^--(method|put-old|chdir|tmpfs|proc|dev)$/.test(name)) throw new UsageError(`run: unknown option '${name}'`);
+  if (value === undefined || !/^--(method|put-old|chdir|tmpfs|proc|dev)$/.test(name)) {
+    // Those that take no value, or two, are there, but not in this form.
+    throw new UsageError(`run: unknown option '${/^--(bind|ro-bind|keep-fds)$/.test(name) ? text : name}'`);
+  }
   rest.unshift(typeof option === "string" ? value : option.slice(option.indexOf(0x3d) + 1));
   return name;
 }

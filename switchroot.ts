@@ -683,43 +683,45 @@ function look(
   sharedNamespace: boolean,
   held: number[],
 ): Situation {
-  const hold = (opened: number): number => {
-    held.push(opened);
-    return opened;
-  };
   const flags = O.PATH | O.DIRECTORY | O.CLOEXEC;
+  let phase = "threads";
   try {
-    const proc = hold(openProcfs(path));
+    const proc = openProc();
+    held.push(proc);
+    phase = "arguments";
     const opened: ReturnType<typeof openRoot> = thread ?? openRoot(kernel, path, flags);
-    const root = describe(kernel, thread?.fd ?? hold(opened.fd));
-    const oldRoot = describe(kernel, hold(kernel.open("/", flags)));
+    if (thread === undefined) held.push(opened.fd);
+    const root = describe(kernel, opened.fd);
+    const oldRootFd = kernel.open("/", flags);
+    held.push(oldRootFd);
+    const oldRoot = describe(kernel, oldRootFd);
     if (isSame(root.stat, oldRoot.stat)) throw new SyscallError("switchRoot", EBUSY, pathText(path));
+    let cwd = oldRootFd;
+    if (thread === undefined) {
+      cwd = kernel.open(".", flags);
+      held.push(cwd);
+    }
     return {
       kernel,
       root,
       madeForThis: thread?.madeForThis === true,
       path: opened.resolved ?? pathOf(proc, root.fd),
       oldRoot,
-      cwd: thread === undefined ? hold(kernel.open(".", flags)) : oldRoot.fd,
+      cwd,
       proc,
       sharedNamespace,
       newNamespace: thread !== undefined,
       mounts: [],
     };
   } catch (cause) {
-    if (!(cause instanceof SyscallError)) throw cause;
-    throw new SwitchRootError(`cannot switch the root to '${pathText(path)}': ${cause.message}`, { phase: "arguments", cause });
+    throw cannotLook(path, phase, cause);
   }
 }
 
-function openProcfs(path: PathLike): number {
-  try {
-    return openProc();
-  } catch (cause) {
-    if (!(cause instanceof SyscallError)) throw cause;
-    const reason = `the threads of this process cannot be looked at, since /proc is not mounted: ${cause.message}`;
-    throw new SwitchRootError(`cannot switch the root to '${pathText(path)}': ${reason}`, { phase: "threads", cause });
-  }
+function cannotLook(path: PathLike, phase: string, cause: unknown): unknown {
+  if (!(cause instanceof SyscallError)) return cause;
+  const why = phase === "threads" ? "the threads of this process cannot be looked at, since /proc is not mounted: " : "";
+  return new SwitchRootError(`cannot switch the root to '${pathText(path)}': ${why}${cause.message}`, { phase, cause });
 }
 
 /** Whether a path is written as the kernel would write it, if there are no symlinks in it. */

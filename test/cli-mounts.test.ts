@@ -2,9 +2,19 @@
 
 import { afterAll, describe, expect, test } from "bun:test";
 import { mkdirSync, readdirSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
-import { basename, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { parseMountInfo } from "../mountinfo.ts";
-import { bothWays, type Finished, makeRoot, run, scratchDirectory, shellApart, userland, watchMountTable } from "./compiled.ts";
+import {
+  bothWays,
+  checkout,
+  type Finished,
+  makeRoot,
+  run,
+  scratchDirectory,
+  shellApart,
+  userland,
+  watchMountTable,
+} from "./compiled.ts";
 
 const scratch = scratchDirectory();
 const ways = await bothWays(scratch);
@@ -342,6 +352,58 @@ for (const { name, command: mounttree } of ways) {
         count; umount "$source"; count; kill "$pid"`;
       const { stdout } = await shellApart(script, [join(scratch, `busy-${name}`), newRoot(), ...mounttree], "shared");
       expect(stdout).toBe("1\n0\n");
+    });
+
+    test("a ROOT outside of a chroot, where mounts are still shared, is refused before anything is mounted there", async () => {
+      const program = `import { chroot, execvp } from "${checkout}/syscalls.ts";
+        const [top, ...command] = process.argv.slice(1);
+        process.chdir(top + "/outside"); chroot(top + "/jail"); execvp(command);`;
+      const script = `
+        top=$1 bun=$2 escape=$3; shift 3; mkdir -p "$top"; mount -t tmpfs top "$top"; mkdir -p "$top/jail" "$top/outside/root"
+        mount --rbind / "$top/jail"
+        "$bun" -e "$escape" "$top" "$@" run --method detached --tmpfs /tmp root true || echo "status $?"
+        grep -c outside/root /proc/self/mountinfo || :`;
+      const parameters = [join(scratch, `outside-${name}`), process.execPath, program, ...mounttree];
+      const { stdout, stderr } = await shellApart(script, parameters, "shared");
+      expect({ stdout, stderr }).toEqual({
+        stdout: "status 125\n0\n",
+        stderr: "mounttree: opening ROOT: what is mounted there would appear in other mount namespaces\n",
+      });
+    });
+
+    test("a step that fails is undone, whatever way ROOT was written", async () => {
+      const root = newRoot();
+      symlinkSync(root, `${root}-link`);
+      for (const written of [root, basename(root), `${basename(root)}-link`, `./${basename(root)}`]) {
+        const { status, stderr } = await run(
+          [
+            "strace",
+            "-o",
+            "/dev/null",
+            "-e",
+            "inject=umount2:error=EPERM",
+            ...mounttree,
+            "run",
+            "--tmpfs",
+            "/tmp",
+            written,
+            "true",
+          ],
+          { cwd: dirname(root) },
+        );
+        expect(status).toBe(125);
+        expect(stderr).toMatch(/pivot: detach: EPERM[^;]*; move: list: EPERM/);
+        expect(stderr).not.toContain("half-way");
+      }
+    });
+
+    test("move is refused, and undone, where something is mounted over /", async () => {
+      const script = `root=$1; shift; mount --bind / /
+        "$@" run --method move --ro-bind /usr /usr "$root" true || echo "status $?"
+        "$@" run --method move,detached --ro-bind /usr /usr "$root" echo detached`;
+      const { stdout, stderr } = await shellApart(script, [newRoot(), ...mounttree]);
+      expect(stdout).toBe("status 125\ndetached\n");
+      expect(stderr).toContain('move: list: something is mounted over "/"');
     });
   });
 }
