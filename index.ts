@@ -1,4 +1,5 @@
 /** Change what a Bun program sees as "/", and know that it really happened. */
+export type { Leak } from "./descriptors.ts";
 export * from "./mount.ts";
 export {
   findMount,

@@ -26,6 +26,7 @@ import {
   sysChroot,
   unsharedMounts,
 } from "./checks.ts";
+import { isInside, type Leak, openDirectories } from "./descriptors.ts";
 import { type MountInfo, mountIdOf } from "./mountinfo.ts";
 import {
   AT,
@@ -66,6 +67,12 @@ export interface SwitchRootOptions {
   putOld?: PutOld;
   /** Whether to pivot or move also in a mount namespace that other processes live in, whose root then changes as well. Default false. */
   sharedNamespace?: boolean;
+  /**
+   * What to do about open directories that lead out of the new root: `"keep"` them, `"report"` them in the result as well, or
+   * `"refuse"` to switch. Default `"keep"`. A directory below `path` leads out, too, if the method enters a copy of the tree: `detached`
+   * does, and `pivot` and `move` do unless `path` is a mount point.
+   */
+  descriptors?: "keep" | "report" | "refuse";
 }
 
 /**
@@ -94,6 +101,8 @@ export interface SwitchRootResult {
   bound: boolean;
   /** The methods that were ruled out or tried before. */
   rejected: RejectedMethod[];
+  /** The open directories that lead out of the new root; there only with `descriptors: "report"`. */
+  leaks?: Leak[];
 }
 
 /** The root was not changed; or it was, and then something failed that could not be undone. */
@@ -105,7 +114,7 @@ export class SwitchRootError extends Error {
    * was the last of all, `"detach"`, that failed. True: undoing failed as well, or came too late, and the process should exit.
    */
   readonly switched: boolean;
-  /** The step that failed. `"arguments"`, `"threads"` and `"checks"` come before the steps of a method. */
+  /** The step that failed. `"arguments"`, `"threads"`, `"checks"` and `"descriptors"` come before the steps of a method. */
   readonly phase: string;
   /** The code of the cause, if it has one: `"ENOENT"`. */
   declare readonly code?: string;
@@ -538,15 +547,20 @@ export function switchRoot(path: PathLike, options: SwitchRootOptions = {}): Swi
 
 /** {@link switchRoot}, on a kernel of the caller's choice. */
 export function switchRootOn(kernel: Kernel, path: PathLike, options: SwitchRootOptions): SwitchRootResult {
-  const { order, putOld, sharedNamespace } = checkArguments(path, options);
+  const { order, putOld, sharedNamespace, descriptors } = checkArguments(path, options);
   // No DisposableStack: to make the first one of a process takes longer than a switch.
   const held: number[] = [];
   try {
     const situation = look(kernel, path, undefined, sharedNamespace, held);
     refuseStrayThread(situation, path);
-    const { method, on, rejected } = useFirst(order, putOld, situation, path);
+    const open = descriptors === "keep" ? [] : openDirectories(situation.proc, [...held, livedIn?.fd ?? -1]);
+    const { method, on, rejected } = useFirst(order, putOld, situation, path, (chosen) => {
+      if (descriptors === "refuse") refuseLeaks(open, chosen, situation, path);
+    });
+    const leaks = open.filter(({ fd }) => !isInside(kernel, fd, top(on), situation.oldRoot));
     settle(method, on);
-    return { method, root: pathText(on.path), bound: on.bound, rejected };
+    const result = { method, root: pathText(on.path), bound: on.bound, rejected };
+    return descriptors === "report" ? { ...result, leaks } : result;
   } finally {
     for (const fd of held) closeQuietly(kernel, fd);
   }
@@ -576,6 +590,16 @@ export function switchRootOfThread(root: ThreadRoot, methods: readonly RootMetho
   return held;
 }
 
+function refuseLeaks(open: readonly Leak[], method: RootMethod, situation: Situation, path: PathLike): void {
+  const { kernel, root, oldRoot } = situation;
+  const entersCopy = method === "detached" || (method !== "chroot" && !isMountRoot(root));
+  const leaks = open.filter(({ fd }) => entersCopy || !isInside(kernel, fd, root, oldRoot));
+  if (leaks.length === 0) return;
+  const list = leaks.map((leak) => `${leak.fd} ('${leak.path}')`).join(", ");
+  const message = `cannot switch the root to '${pathText(path)}': open directories would lead out of it: ${list}`;
+  throw new SwitchRootError(message, { phase: "descriptors", method });
+}
+
 /** A method that worked. */
 interface Used {
   method: RootMethod;
@@ -584,7 +608,13 @@ interface Used {
 }
 
 /** Uses the first method that works. */
-function useFirst(order: readonly RootMethod[], putOld: PutOld, situation: Situation, path: PathLike): Used {
+function useFirst(
+  order: readonly RootMethod[],
+  putOld: PutOld,
+  situation: Situation,
+  path: PathLike,
+  beforeSteps?: (method: RootMethod) => void,
+): Used {
   const rejected: RejectedMethod[] = [];
   let failure: Failure | undefined;
   for (const method of order) {
@@ -605,6 +635,7 @@ function useFirst(order: readonly RootMethod[], putOld: PutOld, situation: Situa
       others: [],
       final: false,
     };
+    beforeSteps?.(method);
     const failed = take(steps, on);
     if (failed === undefined) return { method, on, rejected };
     failure = { ...failed, method };
@@ -650,7 +681,7 @@ function temporaryName(): string {
 function checkArguments(
   path: PathLike,
   options: SwitchRootOptions,
-): { order: readonly RootMethod[]; putOld: PutOld; sharedNamespace: boolean } {
+): Required<Omit<SwitchRootOptions, "methods">> & { order: readonly RootMethod[] } {
   toPath(path);
   if (!Bun.isMainThread) {
     throw argumentError(
@@ -658,8 +689,9 @@ function checkArguments(
       "switchRoot() changes the root of the whole process, and cannot be called in a Worker",
     );
   }
-  checkOptions(options, ["methods", "putOld", "sharedNamespace"]);
+  checkOptions(options, ["methods", "putOld", "sharedNamespace", "descriptors"]);
   const { methods: order = ["pivot", "move", "detached", "chroot"], putOld = "stacked", sharedNamespace = false } = options;
+  const { descriptors = "keep" } = options;
   if (!Array.isArray(order) || order.length === 0) {
     throw argumentError("ERR_INVALID_ARG_VALUE", "methods must be an array of at least one method");
   }
@@ -672,7 +704,10 @@ function checkArguments(
   if (putOld !== "stacked" && putOld !== "directory") {
     throw argumentError("ERR_INVALID_ARG_VALUE", `putOld must be "stacked" or "directory", not '${putOld}'`);
   }
-  return { order, putOld, sharedNamespace };
+  if (descriptors !== "keep" && descriptors !== "report" && descriptors !== "refuse") {
+    throw argumentError("ERR_INVALID_ARG_VALUE", `descriptors must be "keep", "report" or "refuse", not '${descriptors}'`);
+  }
+  return { order, putOld, sharedNamespace, descriptors };
 }
 
 /** Opens everything once, before anything is changed; from here on only what is undone by name is looked up again. */
