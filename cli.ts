@@ -18,6 +18,7 @@ import {
   unshare,
   write,
 } from "./syscalls.ts";
+import { enterUserNamespace } from "./usernamespace.ts";
 
 const help = `mounttree: change what a command sees as "/"
 
@@ -41,6 +42,10 @@ COMMAND (default: /bin/sh), which is looked up there. Nothing outside sees a mou
   --put-old WHERE      where pivot_root(2) puts the old root: stacked (default), or directory,
                        a temporary one in ROOT
   --chdir DIR          start COMMAND in DIR of the new root (default: /)
+  --user               take a user namespace as well, which needs no privileges (what an ordinary user
+                       gets without it, too)
+  --map-same           in it, be the user and the group that called (default)
+  --map-root           in it, be root, with root's rights over what belongs to the namespace
   --keep-fds           leave descriptors above 2 open for COMMAND, but for eventfds and epoll
                        instances, which cannot be told from Bun's own
 
@@ -132,6 +137,10 @@ interface RunOptions {
   /** Where COMMAND starts; in "/" if there is none. */
   directory: Argument | undefined;
   keepDescriptors: boolean;
+  /** Whether a user namespace is wanted, and not only where there is no other way. */
+  user: boolean;
+  /** Whether the caller is root in it. */
+  mapRoot: boolean;
   /** What to mount in the root, in this order. */
   mounts: MountOption[];
 }
@@ -151,6 +160,8 @@ function run(args: Argument[]): void {
     putOld: "stacked",
     directory: undefined,
     keepDescriptors: false,
+    user: false,
+    mapRoot: false,
     mounts: [],
   };
   let root = args.shift();
@@ -184,6 +195,13 @@ function takeOption(option: Argument, rest: Argument[], options: RunOptions): bo
     case "--chdir":
       options.directory = nextValue(option, rest, "a directory");
       return true;
+    case "--user":
+      options.user = true;
+      return true;
+    case "--map-same":
+    case "--map-root":
+      options.mapRoot = option === "--map-root";
+      return true;
     case "--keep-fds":
       options.keepDescriptors = true;
       return true;
@@ -215,7 +233,9 @@ function withValueApart(option: Argument, rest: Argument[]): string {
   const [name = "", value] = text.split(/=(.*)/s, 2);
   if (value === undefined || !/^--(method|put-old|chdir|tmpfs|proc|dev)$/.test(name)) {
     // Those that take no value, or two, are there, but not in this form.
-    throw new UsageError(`run: unknown option '${/^--(bind|ro-bind|keep-fds)$/.test(name) ? text : name}'`);
+    throw new UsageError(
+      `run: unknown option '${/^--(bind|ro-bind|keep-fds|user|map-same|map-root)$/.test(name) ? text : name}'`,
+    );
   }
   rest.unshift(typeof option === "string" ? value : option.slice(option.indexOf(0x3d) + 1));
   return name;
@@ -233,10 +253,10 @@ function toPutOld(where: string): PutOld {
 }
 
 /** From here on this thread is alone in what it does: the others stay outside, and end with the execve(2). */
-function enter(path: Argument, { mounts, methods, putOld, directory }: RunOptions): void {
-  let doing: string | MountOption = "taking a mount namespace, which needs root (CAP_SYS_ADMIN)";
+function enter(path: Argument, { mounts, methods, putOld, directory, user, mapRoot }: RunOptions): void {
+  let doing: string | MountOption = "taking a mount namespace";
   try {
-    unshare(CLONE.NEWNS);
+    if (user || !tookMountNamespace()) enterUserNamespace(mapRoot);
     // Not private: what the host unmounts should not stay busy here.
     doing = 'keeping mounts from the host, which needs a "/" that is a mount';
     mount(null, "/", null, MS.REC | MS.SLAVE, null);
@@ -256,6 +276,17 @@ function enter(path: Argument, { mounts, methods, putOld, directory }: RunOption
     if (directory !== undefined) chdir(directory);
   } catch (error) {
     throw during(doing, error);
+  }
+}
+
+/** False if this takes a user namespace as well. */
+function tookMountNamespace(): boolean {
+  try {
+    unshare(CLONE.NEWNS);
+    return true;
+  } catch (error) {
+    if (!isRefusal(error, "EPERM") || process.geteuid?.() === 0) throw error;
+    return false;
   }
 }
 

@@ -86,9 +86,23 @@ export function tmpfsInside(root: number, destination: PathLike): void {
   close(attachInside(root, newMount("tmpfs", MOUNT_ATTR.NOSUID | MOUNT_ATTR.NODEV, "mode", "0755"), destination));
 }
 
-/** Mounts the procfs of this process's PID namespace. Parameters as in {@link bindInside}. */
+const procAttributes = MOUNT_ATTR.NOSUID | MOUNT_ATTR.NODEV | MOUNT_ATTR.NOEXEC;
+
+/**
+ * Mounts the procfs of this process's PID namespace. To mount a new one takes rights over that; without them the one on /proc is bound, with
+ * all that is mounted on it. Parameters as in {@link bindInside}.
+ */
 export function procInside(root: number, destination: PathLike): void {
-  close(attachInside(root, newMount("proc", MOUNT_ATTR.NOSUID | MOUNT_ATTR.NODEV | MOUNT_ATTR.NOEXEC), destination));
+  close(attachInside(root, newProc(), destination));
+}
+
+function newProc(): number {
+  try {
+    return newMount("proc", procAttributes);
+  } catch (error) {
+    if (!isRefusal(error, "EPERM")) throw error;
+    return copyTree(AT.FDCWD, "/proc", 0, procAttributes);
+  }
 }
 
 const devices = ["null", "zero", "full", "random", "urandom", "tty"];

@@ -1,0 +1,33 @@
+/** A user namespace, in which a mount namespace needs no privileges. */
+import { CLONE, close, O, open, SyscallError, unshare, write } from "./syscalls.ts";
+
+/**
+ * Puts this process, which must have one thread only, in a user namespace and a mount namespace of its own. Only the caller's user and
+ * group exist in it; everybody else's files belong to nobody.
+ *
+ * @param mapRoot Whether the caller is root in it; otherwise what it was. Either way this process has all capabilities over the
+ *   namespaces, until an execve(2) in which it is not root.
+ * @throws SyscallError as unshare(2): `EINVAL` if there is more than one thread, `EPERM` if this process was chrooted or user namespaces
+ *   are not for its user, `ENOSPC` if there are as many of them as there may be. Then nothing has changed.
+ * @see user_namespaces(7).
+ */
+export function enterUserNamespace(mapRoot: boolean): void {
+  // Inside, before there is a map, it is nobody.
+  const [uid, gid] = [process.geteuid?.() ?? 0, process.getegid?.() ?? 0];
+  unshare(CLONE.NEWUSER | CLONE.NEWNS);
+  // Without that, no group may be mapped: to leave a group could give rights.
+  writeText("/proc/self/setgroups", "deny");
+  writeText("/proc/self/uid_map", `${mapRoot ? 0 : uid} ${uid} 1`);
+  writeText("/proc/self/gid_map", `${mapRoot ? 0 : gid} ${gid} 1`);
+}
+
+function writeText(path: string, text: string): void {
+  const fd = open(path, O.WRONLY | O.CLOEXEC);
+  try {
+    write(fd, new TextEncoder().encode(text));
+  } catch (error) {
+    throw error instanceof SyscallError ? new SyscallError("write", -error.errno, path) : error;
+  } finally {
+    close(fd);
+  }
+}
