@@ -42,10 +42,10 @@ COMMAND (default: /bin/sh), which is looked up there. Nothing outside sees a mou
   --put-old WHERE      where pivot_root(2) puts the old root: stacked (default), or directory,
                        a temporary one in ROOT
   --chdir DIR          start COMMAND in DIR of the new root (default: /)
-  --user               take a user namespace as well, which needs no privileges (what an ordinary user
-                       gets without it, too)
-  --map-same           in it, be the user and the group that called (default)
-  --map-root           in it, be root, with root's rights over what belongs to the namespace
+  --user               take a user namespace as well, which needs no privileges; who is not root
+                       gets one without asking
+  --map-same           be in it the user and the group that called (default)
+  --map-root           be root in it, with root's rights over what belongs to the namespace
   --keep-fds           leave descriptors above 2 open for COMMAND, but for eventfds and epoll
                        instances, which cannot be told from Bun's own
 
@@ -254,9 +254,12 @@ function toPutOld(where: string): PutOld {
 
 /** From here on this thread is alone in what it does: the others stay outside, and end with the execve(2). */
 function enter(path: Argument, { mounts, methods, putOld, directory, user, mapRoot }: RunOptions): void {
-  let doing: string | MountOption = "taking a mount namespace";
+  let doing: string | MountOption = "taking a mount namespace, which needs root (CAP_SYS_ADMIN)";
   try {
-    if (user || !tookMountNamespace()) enterUserNamespace(mapRoot);
+    if (user || !tookMountNamespace()) {
+      doing = "taking a user namespace";
+      enterUserNamespace(mapRoot);
+    }
     // Not private: what the host unmounts should not stay busy here.
     doing = 'keeping mounts from the host, which needs a "/" that is a mount';
     mount(null, "/", null, MS.REC | MS.SLAVE, null);
