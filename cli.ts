@@ -1,11 +1,13 @@
 #!/usr/bin/env -S bun --no-env-file --config=/dev/null --tsconfig-override=/dev/null
 /** The `mounttree` command. Whoever runs it may be root in somebody else's directory: nothing is read from there (see the first line). */
+import { type Call, explained } from "./diagnose.ts";
 import { ExecError, exec, prepareExec } from "./exec.ts";
 import { drawTree } from "./ls.ts";
 import { version } from "./package.json" with { type: "json" };
 import { bindInside, devInside, openBound, openDirectory, procInside, tmpfsInside } from "./rootfs.ts";
 import { type PutOld, type RootMethod, switchRootOfThread } from "./switchroot.ts";
 import {
+  AT,
   CLONE,
   chdir,
   isRefusal,
@@ -15,6 +17,7 @@ import {
   pathText,
   readFile,
   resetSignal,
+  SyscallError,
   unshare,
   write,
 } from "./syscalls.ts";
@@ -255,8 +258,21 @@ function enter(path: Argument, { mounts, methods, putOld, directory }: RunOption
     doing = "--chdir";
     if (directory !== undefined) chdir(directory);
   } catch (error) {
-    throw during(doing, error);
+    throw during(doing, explained(error, callOf(doing, path, error)));
   }
+}
+
+/** What the system call that failed was given. */
+function callOf(doing: string | MountOption, root: Argument, error: unknown): Call {
+  const syscall = error instanceof SyscallError ? error.syscall : "";
+  if (syscall === "unshare") return { flags: CLONE.NEWNS };
+  if (syscall === "mount") return { source: null, target: "/", flags: MS.REC | MS.SLAVE };
+  // Every copy is recursive.
+  if (typeof doing === "string") return { source: root, target: root, flags: AT.RECURSIVE };
+  const isBind = doing.option === "--bind" || doing.option === "--ro-bind";
+  if (isBind) return { source: doing.source, flags: AT.RECURSIVE };
+  // A /dev has several; which one it was does not matter to who reads that the kernel refused it.
+  return { flags: AT.RECURSIVE, ...(doing.option !== "--dev" && { fsType: doing.option.slice(2) }) };
 }
 
 function mountInside(root: number, { option, source, destination }: MountOption): void {

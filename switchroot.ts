@@ -7,7 +7,6 @@
 import {
   attachedRoot,
   type Check,
-  type CheckReason,
   type Directory,
   describe,
   isMountRoot,
@@ -26,7 +25,9 @@ import {
   sysChroot,
   unsharedMounts,
 } from "./checks.ts";
+import { type Call, explained } from "./diagnose.ts";
 import { type MountInfo, mountIdOf } from "./mountinfo.ts";
+import type { Reason } from "./reasons.ts";
 import {
   AT,
   argumentError,
@@ -69,10 +70,10 @@ export interface SwitchRootOptions {
 }
 
 /**
- * Why a method was not used: what was found before it was tried, or `"refused"` if the kernel refused one of its steps, or
- * `"not-verified"` if "/" was not what it should have been afterwards.
+ * Why a method was not used: what was found before it was tried; or why the kernel refused one of its steps, `"refused"` if nothing
+ * more exact is known; or `"not-verified"` if "/" was not what it should have been afterwards. See docs/errors.md.
  */
-export type RejectionReason = CheckReason | "refused" | "not-verified";
+export type RejectionReason = Exclude<Reason, "unknown">;
 
 /** A method that was not used. */
 export interface RejectedMethod {
@@ -109,6 +110,8 @@ export class SwitchRootError extends Error {
   readonly phase: string;
   /** The code of the cause, if it has one: `"ENOENT"`. */
   declare readonly code?: string;
+  /** Why: that of the method whose step failed or, if none was tried, of the first that was ruled out. */
+  declare readonly reason?: RejectionReason;
   /** The method whose step failed. */
   declare readonly method?: RootMethod;
   /** What went wrong while undoing. */
@@ -124,6 +127,7 @@ export class SwitchRootError extends Error {
     this.rejected = details.rejected ?? [];
     if (details.method !== undefined) this.method = details.method;
     if (details.cause instanceof SyscallError) this.code = details.cause.code;
+    if (details.reason !== undefined) this.reason = details.reason;
   }
 }
 
@@ -132,6 +136,7 @@ interface SwitchRootErrorDetails {
   cause?: unknown;
   switched?: boolean;
   method?: RootMethod;
+  reason?: RejectionReason | undefined;
   suppressed?: readonly unknown[];
   rejected?: readonly RejectedMethod[];
 }
@@ -163,6 +168,8 @@ interface Step {
   run(on: Switch): void;
   /** Puts back what `run` did. */
   undo?(on: Switch): void;
+  /** What its system call is given, for who asks why it was refused. Default: the paths in the error. */
+  call?(on: Switch): Call;
 }
 
 /** Steps that are needed together, or not at all. */
@@ -218,6 +225,7 @@ const copyTree: Step = {
     on.tree = on.kernel.open_tree(on.root.fd, "", OPEN_TREE.CLONE | OPEN_TREE.CLOEXEC | AT.RECURSIVE | AT.EMPTY_PATH);
   },
   undo: closeTree,
+  call: (on) => ({ source: on.root.fd, flags: AT.RECURSIVE }),
 };
 
 function closeTree(on: Switch): void {
@@ -237,6 +245,7 @@ const makePrivate: Step = {
       on.privateLater = true;
     }
   },
+  call: (on) => ({ target: on.tree }),
 };
 
 const enterTree: Step = {
@@ -250,6 +259,7 @@ const makePrivateLater: Step = {
   phase: "private",
   when: (on) => on.privateLater,
   run: (on) => on.kernel.mount(null, ".", null, MS.PRIVATE | MS.REC, null),
+  call: () => ({ flags: MS.PRIVATE | MS.REC }),
 };
 
 /** `path` becomes a mount point, and its mount's root the working directory. */
@@ -269,14 +279,16 @@ const makeMountPoint: Group = {
       undo: (on) => {
         if (!on.byName) closeTree(on);
       },
+      call: (on) => ({ source: on.root.fd, flags: AT.RECURSIVE }),
     },
-    { phase: "mount_setattr", when: (on) => !on.byName, run: makePrivate.run },
+    { phase: "mount_setattr", when: (on) => !on.byName, run: makePrivate.run, call: (on) => ({ target: on.tree }) },
     {
       phase: "move_mount",
       when: (on) => !on.byName,
       run: (on) => on.kernel.move_mount(on.tree, "", on.root.fd, "", MOVE_MOUNT.F_EMPTY_PATH | MOVE_MOUNT.T_EMPTY_PATH),
       // Not by its path, where by now somebody else's mount may lie.
       undo: detachTree,
+      call: (on) => ({ source: on.root.fd, target: on.root.fd }),
     },
     {
       phase: "bind",
@@ -292,6 +304,7 @@ const makeMountPoint: Group = {
         detachTree(on);
         closeTree(on);
       },
+      call: (on) => ({ source: on.root.fd, target: on.root.fd, flags: MS.BIND | MS.REC }),
     },
     {
       phase: "open",
@@ -372,6 +385,7 @@ const enterOldRoot: Step = {
 const stopPropagation: Step = {
   phase: "propagation",
   run: (on) => on.kernel.mount(null, ".", null, (on.putOld === "." ? MS.SLAVE : MS.PRIVATE) | MS.REC, null),
+  call: () => ({ flags: MS.SLAVE | MS.REC }),
 };
 
 const detachOldRoot: Step = {
@@ -451,6 +465,7 @@ const moveOntoRoot: Step = {
     on.kernel.fchdir(top(on).fd);
     on.kernel.mount(".", on.path, null, MS.MOVE, null);
   },
+  call: () => ({ flags: MS.MOVE }),
 };
 
 const changeRoot: Step = {
@@ -623,15 +638,20 @@ interface Failure {
 }
 
 function rejection({ method, phase, cause }: Failure): RejectedMethod {
-  const reason = cause instanceof NotVerified ? "not-verified" : "refused";
+  const reason = cause instanceof NotVerified ? "not-verified" : knownReason(cause);
   return { method, reason, message: `${phase}: ${messageOf(cause)}`, ...(cause instanceof SyscallError && { error: cause }) };
+}
+
+function knownReason(cause: unknown): RejectionReason {
+  const reason = cause instanceof SyscallError ? cause.reason : undefined;
+  return reason === undefined || reason === "unknown" ? "refused" : reason;
 }
 
 function halfWay(path: PathLike, failure: Failure, rejected: readonly RejectedMethod[]): SwitchRootError {
   const { method, phase, cause } = failure;
   return new SwitchRootError(
     `switching the root to '${pathText(path)}' (${method}) failed half-way, and could not be undone; this process should exit: ${phase}: ${messageOf(cause)}`,
-    { ...failure, switched: true, rejected },
+    { ...failure, switched: true, reason: rejected.at(-1)?.reason, rejected },
   );
 }
 
@@ -639,6 +659,7 @@ function noneLeft(path: PathLike, failure: Failure | undefined, rejected: readon
   const reasons = rejected.map(({ method, message }) => `${method}: ${message}`).join("; ");
   return new SwitchRootError(`cannot switch the root to '${pathText(path)}': ${reasons}`, {
     ...(failure ?? { phase: "checks" }),
+    reason: (rejected.find(({ method }) => method === failure?.method) ?? rejected[0])?.reason,
     rejected,
   });
 }
@@ -754,7 +775,11 @@ function refuseStrayThread(situation: Situation, path: PathLike): void {
     cause = error;
   }
   if (stray === undefined) return;
-  throw new SwitchRootError(`cannot switch the root to '${pathText(path)}': ${stray}`, { phase: "threads", cause });
+  throw new SwitchRootError(`cannot switch the root to '${pathText(path)}': ${stray}`, {
+    phase: "threads",
+    reason: "stray-thread",
+    cause,
+  });
 }
 
 function firstReason(checks: readonly Check[], situation: Situation): Omit<RejectedMethod, "method"> | undefined {
@@ -784,7 +809,9 @@ function take(steps: readonly (Step | Group)[], on: Switch, taken: Step[] = []):
     try {
       step.run(on);
       taken.push(step);
-    } catch (cause) {
+    } catch (error) {
+      // Before anything is taken back: what is looked for is how things are now.
+      const cause = explained(error, step.call?.(on));
       return { phase: step.phase, cause, suppressed: on.final ? [] : undo(taken, on) };
     }
   }
