@@ -451,13 +451,18 @@ function isOlder(release: string, needed: string): boolean {
   return major < neededMajor || (major === neededMajor && minor < neededMinor);
 }
 
-function tooManyMounts({ evidence, table, source, syscall, flags }: Scene): Verdict {
+function tooManyMounts({ evidence, table, source, syscall, flags, root }: Scene): Verdict {
   const limit = Number(evidence.file("/proc/sys/fs/mount-max")?.trim() ?? Number.NaN);
   if (table === undefined || Number.isNaN(limit)) return { unseen: "how many mounts there are, and may be (fs.mount-max)" };
   const isTree = syscall !== "mount" || (flags & MS.REC) !== 0;
-  const more = isTree && source !== undefined ? mountsBelow(table, source).length + 1 : 1;
-  if (table.length + more <= limit) return { not: `fs.mount-max (${table.length} mounts and ${more} more, of ${limit})` };
-  const message = `there would be too many mounts in this namespace: ${table.length}, ${more} more, and fs.mount-max is ${limit} (unmount some, or raise it: 'sysctl fs.mount-max=N')`;
+  const copied = isTree && source !== undefined ? mountsBelow(table, source).filter((each) => !each.propagation.unbindable) : [];
+  const more = copied.length + 1;
+  // The one that "/" is mounted on is counted, and not listed.
+  const top = table.find(({ id }) => id === root?.mountId);
+  const hidden = top === undefined || table.some(({ id }) => id === top.parentId) ? 0 : 1;
+  const count = table.length + hidden;
+  if (count + more <= limit) return { not: `fs.mount-max (${count} mounts and ${more} more, of ${limit})` };
+  const message = `there would be too many mounts in this namespace: ${count}, ${more} more, and fs.mount-max is ${limit} (unmount some, or raise it: 'sysctl fs.mount-max=N')`;
   return { reason: "mount-max", message };
 }
 
@@ -472,7 +477,7 @@ function parentOf({ table }: Scene, mount: MountInfo | undefined): MountInfo | u
 }
 
 /** The mounts below a place, what is stacked on its own mount excepted. */
-function mountsBelow(table: readonly MountInfo[], { path, mountId }: Placed): MountInfo[] {
+export function mountsBelow(table: readonly MountInfo[], { path, mountId }: Placed): MountInfo[] {
   const inside = new Set([mountId]);
   // A mount can stand before the one that it is mounted on.
   for (let before = 0; before < inside.size; ) {
@@ -858,14 +863,14 @@ function isLocked(place: Place, held: number[]): boolean | undefined {
   const fd = opened(place, held);
   if (fd === undefined) return undefined;
   const path = typeof place === "number" ? `/proc/self/fd/${place}` : place;
-  // umount2(2) takes the topmost mount; one that lies over this is not in use.
+  // umount2(2) takes the topmost mount, which is not in use. A path that was just looked up leads there; "." and descriptors need not.
   const covered = (): boolean => {
     const id = mountIdOf(fd);
     const mounts = getMounts((mount) => mount.id === id || mount.parentId === id);
     const point = mounts.find((mount) => mount.id === id)?.mountPoint;
     return point === undefined || mounts.some((mount) => mount.id !== id && mount.mountPoint === point);
   };
-  if (quietly(covered) !== false) return undefined;
+  if ((typeof place === "number" || place === ".") && quietly(covered) !== false) return undefined;
   const code = codeOf(() => umount2(path, MNT.EXPIRE | (typeof place === "number" ? 0 : UMOUNT.NOFOLLOW)));
   return code === "EINVAL" ? true : code === "EBUSY" || code === "EAGAIN" ? false : undefined;
 }

@@ -142,7 +142,7 @@ interface SwitchRootErrorDetails {
 }
 
 /** A switch on its way. */
-interface Switch extends Situation {
+export interface Switch extends Situation {
   /** The copy of the tree at `path` that is entered instead of it; -1 if there is none. */
   tree: number;
   copy: Directory | undefined;
@@ -160,7 +160,7 @@ interface Switch extends Situation {
   final: boolean;
 }
 
-interface Step {
+export interface Step {
   /** The `phase` of the error if this fails. */
   readonly phase: string;
   /** Whether it is needed at all. Default: yes. */
@@ -173,12 +173,12 @@ interface Step {
 }
 
 /** Steps that are needed together, or not at all. */
-interface Group {
+export interface Group {
   when(on: Switch): boolean;
   readonly steps: readonly Step[];
 }
 
-interface Method {
+export interface Method {
   readonly checks: readonly Check[];
   readonly steps: readonly (Step | Group)[];
 }
@@ -368,7 +368,7 @@ const verify: Step = {
   },
 };
 
-class NotVerified extends Error {
+export class NotVerified extends Error {
   override readonly name = "NotVerified";
 }
 
@@ -415,26 +415,31 @@ const arrive: Step = {
 const listOthers: Step = {
   phase: "list",
   run: (on) => {
-    const oldRoot = mountIdOf(on.oldRoot.fd);
-    const newRoot = mountIdOf(top(on).fd);
-    const mounts = mountTable(on.proc).filter((mount) => mount.id !== newRoot && mount.id !== oldRoot);
-    // Only those that are mounted on the old root itself, with what is stacked on them: what lies below goes along.
-    const stackOn = (mount: MountInfo): MountInfo[] => [
-      mount,
-      ...mounts.filter((other) => other.parentId === mount.id && other.mountPoint === mount.mountPoint).flatMap(stackOn),
-    ];
-    if (mounts.some((mount) => mount.parentId === oldRoot && mount.mountPoint === "/")) {
-      // The new root would be mounted on that, and go when it goes.
-      throw new NotVerified('something is mounted over "/"');
-    }
-    on.others = mounts
-      .filter((mount) => mount.parentId === oldRoot)
-      .sort((one, other) => one.mountPoint.length - other.mountPoint.length)
-      .flatMap(stackOn);
+    on.others = othersOf(on, mountTable(on.proc));
     // A locked one would have to stay, and by then others are gone: better to find it now.
     for (const mount of on.others) refuseLocked(on.kernel, mount);
   },
 };
+
+/** The mounts that `move` would leave behind, those that may cover others first. */
+export function othersOf(on: Switch, table: readonly MountInfo[]): MountInfo[] {
+  const oldRoot = mountIdOf(on.oldRoot.fd);
+  const newRoot = mountIdOf(top(on).fd);
+  const mounts = table.filter((mount) => mount.id !== newRoot && mount.id !== oldRoot);
+  // Only those that are mounted on the old root itself, with what is stacked on them: what lies below goes along.
+  const stackOn = (mount: MountInfo): MountInfo[] => [
+    mount,
+    ...mounts.filter((other) => other.parentId === mount.id && other.mountPoint === mount.mountPoint).flatMap(stackOn),
+  ];
+  if (mounts.some((mount) => mount.parentId === oldRoot && mount.mountPoint === "/")) {
+    // The new root would be mounted on that, and go when it goes.
+    throw new NotVerified('something is mounted over "/"');
+  }
+  return mounts
+    .filter((mount) => mount.parentId === oldRoot)
+    .sort((one, other) => one.mountPoint.length - other.mountPoint.length)
+    .flatMap(stackOn);
+}
 
 /** As {@link probeLock}, for a mount that can be seen: one that another covers is for {@link detachOthers} to meet. */
 function refuseLocked(kernel: Kernel, { id, mountPoint, mountPointBytes }: MountInfo): void {
@@ -493,7 +498,7 @@ const detachOthers: Step = {
 
 // --- The methods
 
-const methods: Readonly<Record<RootMethod, Method>> = {
+export const methods: Readonly<Record<RootMethod, Method>> = {
   pivot: {
     checks: [sysAdmin, attachedRoot, ownNamespace, namespaceRoot, pivotableRoot, unsharedMounts],
     steps: [
@@ -609,17 +614,7 @@ function useFirst(order: readonly RootMethod[], putOld: PutOld, situation: Situa
       rejected.push({ method, ...ruledOut });
       continue;
     }
-    const on: Switch = {
-      ...situation,
-      tree: -1,
-      copy: undefined,
-      bound: false,
-      byName: false,
-      privateLater: false,
-      putOld: putOld === "stacked" ? "." : temporaryName(),
-      others: [],
-      final: false,
-    };
+    const on = newSwitch(situation, putOld);
     const failed = take(steps, on);
     if (failed === undefined) return { method, on, rejected };
     failure = { ...failed, method };
@@ -627,6 +622,21 @@ function useFirst(order: readonly RootMethod[], putOld: PutOld, situation: Situa
     if (on.final || failure.suppressed.length > 0) throw halfWay(path, failure, rejected);
   }
   throw noneLeft(path, failure, rejected);
+}
+
+/** A switch of which nothing is done yet. */
+export function newSwitch(situation: Situation, putOld: PutOld): Switch {
+  return {
+    ...situation,
+    tree: -1,
+    copy: undefined,
+    bound: false,
+    byName: false,
+    privateLater: false,
+    putOld: putOld === "stacked" ? "." : temporaryName(),
+    others: [],
+    final: false,
+  };
 }
 
 /** A step that failed, and what failed when the ones before it were taken back. */
@@ -642,7 +652,7 @@ function rejection({ method, phase, cause }: Failure): RejectedMethod {
   return { method, reason, message: `${phase}: ${messageOf(cause)}`, ...(cause instanceof SyscallError && { error: cause }) };
 }
 
-function knownReason(cause: unknown): RejectionReason {
+export function knownReason(cause: unknown): RejectionReason {
   const reason = cause instanceof SyscallError ? cause.reason : undefined;
   return reason === undefined || reason === "unknown" ? "refused" : reason;
 }
@@ -668,7 +678,7 @@ function temporaryName(): string {
   return `.pivot_root${crypto.randomUUID().slice(0, 8)}`;
 }
 
-function checkArguments(
+export function checkArguments(
   path: PathLike,
   options: SwitchRootOptions,
 ): { order: readonly RootMethod[]; putOld: PutOld; sharedNamespace: boolean } {
@@ -697,7 +707,7 @@ function checkArguments(
 }
 
 /** Opens everything once, before anything is changed; from here on only what is undone by name is looked up again. */
-function look(
+export function look(
   kernel: Kernel,
   path: PathLike,
   thread: ThreadRoot | undefined,
@@ -766,23 +776,24 @@ function openRoot(kernel: Kernel, path: PathLike, flags: number): { fd: number; 
 const EBUSY = 16;
 
 function refuseStrayThread(situation: Situation, path: PathLike): void {
-  let stray: string | undefined;
-  let cause: unknown;
-  try {
-    stray = strayThread(situation);
-  } catch (error) {
-    stray = `whether all threads share this one's root cannot be seen: ${messageOf(error)}`;
-    cause = error;
-  }
+  const stray = findStrayThread(situation);
   if (stray === undefined) return;
-  throw new SwitchRootError(`cannot switch the root to '${pathText(path)}': ${stray}`, {
-    phase: "threads",
-    reason: "stray-thread",
-    cause,
-  });
+  const { message, cause } = stray;
+  const details = { phase: "threads", reason: "stray-thread", cause } as const;
+  throw new SwitchRootError(`cannot switch the root to '${pathText(path)}': ${message}`, details);
 }
 
-function firstReason(checks: readonly Check[], situation: Situation): Omit<RejectedMethod, "method"> | undefined {
+/** A thread that would stay behind, or that might: what cannot be seen is not taken for granted. */
+export function findStrayThread(situation: Situation): { message: string; cause?: unknown } | undefined {
+  try {
+    const message = strayThread(situation);
+    return message === undefined ? undefined : { message };
+  } catch (cause) {
+    return { message: `whether all threads share this one's root cannot be seen: ${messageOf(cause)}`, cause };
+  }
+}
+
+export function firstReason(checks: readonly Check[], situation: Situation): Omit<RejectedMethod, "method"> | undefined {
   for (const check of checks) {
     if (situation.newNamespace && check.metWhenNew) continue;
     try {
@@ -855,7 +866,7 @@ function isStillOpen(kernel: Kernel, { fd, stat }: Directory): boolean {
 }
 
 /** What is done is done: a descriptor that cannot be closed is no reason to say that it failed. */
-function closeQuietly(kernel: Kernel, fd: number): void {
+export function closeQuietly(kernel: Kernel, fd: number): void {
   try {
     kernel.close(fd);
   } catch (error) {
@@ -863,6 +874,6 @@ function closeQuietly(kernel: Kernel, fd: number): void {
   }
 }
 
-function messageOf(error: unknown): string {
+export function messageOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }
