@@ -203,9 +203,8 @@ function foreseeLimit(phase: string, syscall: string, on: Switch, view: View): R
 /** As `move` does before it moves: a locked mount could not be left behind. */
 function foreseeOthers(on: Switch, view: View): Refusal | undefined {
   try {
-    const id = mountIdOf(on.root.fd);
-    const original = isMountRoot(on.root) && on.bound ? view.table.filter((mount) => mount.id === id) : [];
-    const others = [...othersOf(on, view.table), ...original.filter(({ parentId }) => parentId === mountIdOf(on.oldRoot.fd))];
+    // The copy that is made of a root which has to be bound is not there yet; the original is one of those that are left.
+    const others = othersOf(view.table, mountIdOf(on.oldRoot.fd), on.bound ? -1 : mountIdOf(on.root.fd));
     const locked = others.find(({ mountPoint, mountPointBytes }) => view.evidence.locked(mountPointBytes ?? mountPoint));
     return locked && refusalOf("list", new SyscallError("umount2", EINVAL, locked.mountPoint), {}, view);
   } catch (error) {

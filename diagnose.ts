@@ -2,7 +2,7 @@
  * Why the kernel refused a call: its answer is one number, which has up to nine causes. They are looked for one after the other,
  * after the failure and nowhere else; what cannot be told is called unknown, never guessed.
  */
-import { describe, namespaceRoot, openProc } from "./checks.ts";
+import { describe, namespaceRoot, notOwned, openProc, ownsNamespace } from "./checks.ts";
 import { getMounts, isBelow, type MountInfo, mountIdOf, parseMountInfo } from "./mountinfo.ts";
 import type { Reason } from "./reasons.ts";
 import {
@@ -265,9 +265,7 @@ function foreignMountNamespace({ evidence }: Scene): Verdict {
   const owns = evidence.owns("mnt");
   if (owns === undefined) return { unseen: "which user namespace the mount namespace belongs to" };
   if (owns) return { not: "a mount namespace of another user namespace" };
-  const message =
-    "this mount namespace belongs to another user namespace, in which this process has no capabilities (take a mount namespace together with the user namespace: 'unshare --user --map-root-user --mount')";
-  return { reason: "namespace-not-owned", message };
+  return { reason: "namespace-not-owned", message: notOwned };
 }
 
 /** seccomp(2). A filter sees only numbers, so it refuses also what the kernel would refuse for its arguments, and with its own code. */
@@ -814,7 +812,8 @@ export function evidenceOf(held: number[]): Evidence {
       const oldRoot = describe(kernel, fd);
       const situation = { kernel, root: oldRoot, oldRoot, madeForThis: false, path: "/", cwd: fd, proc, mounts: [] };
       const found = namespaceRoot.rulesOut({ ...situation, sharedNamespace: false, newNamespace: false });
-      return found === undefined ? false : found.startsWith("this process was chrooted") ? true : undefined;
+      if (found === undefined) return false;
+      return typeof found === "string" && found.startsWith("this process was chrooted") ? true : undefined;
     },
   };
 }
@@ -834,26 +833,6 @@ function opened(place: Place, held: number[]): number | undefined {
   const fd = quietly(() => open(place, O.PATH | O.CLOEXEC | O.NONBLOCK));
   if (fd !== undefined) held.push(fd);
   return fd;
-}
-
-function ownsNamespace(proc: number, namespace: "mnt" | "pid"): boolean | undefined {
-  const file = quietly(() => openat(proc, `self/ns/${namespace}`, O.RDONLY | O.CLOEXEC));
-  if (file === undefined) return undefined;
-  try {
-    const owner = owningUserNamespace(file);
-    try {
-      const [theirs, ours] = [statx(owner, "", AT.EMPTY_PATH, 0), statx(proc, "self/ns/user", 0, 0)];
-      return theirs.ino === ours.ino && theirs.devMinor === ours.devMinor;
-    } finally {
-      close(owner);
-    }
-  } catch (error) {
-    // An outer user namespace is not shown.
-    if (error instanceof SyscallError) return error.code === "EPERM" ? false : undefined;
-    throw error;
-  } finally {
-    close(file);
-  }
 }
 
 /**

@@ -415,16 +415,14 @@ const arrive: Step = {
 const listOthers: Step = {
   phase: "list",
   run: (on) => {
-    on.others = othersOf(on, mountTable(on.proc));
+    on.others = othersOf(mountTable(on.proc), mountIdOf(on.oldRoot.fd), mountIdOf(top(on).fd));
     // A locked one would have to stay, and by then others are gone: better to find it now.
     for (const mount of on.others) refuseLocked(on.kernel, mount);
   },
 };
 
 /** The mounts that `move` would leave behind, those that may cover others first. */
-export function othersOf(on: Switch, table: readonly MountInfo[]): MountInfo[] {
-  const oldRoot = mountIdOf(on.oldRoot.fd);
-  const newRoot = mountIdOf(top(on).fd);
+export function othersOf(table: readonly MountInfo[], oldRoot: number, newRoot: number): MountInfo[] {
   const mounts = table.filter((mount) => mount.id !== newRoot && mount.id !== oldRoot);
   // Only those that are mounted on the old root itself, with what is stacked on them: what lies below goes along.
   const stackOn = (mount: MountInfo): MountInfo[] => [
@@ -797,8 +795,8 @@ export function firstReason(checks: readonly Check[], situation: Situation): Omi
   for (const check of checks) {
     if (situation.newNamespace && check.metWhenNew) continue;
     try {
-      const message = check.rulesOut(situation);
-      if (message !== undefined) return { reason: check.reason, message };
+      const found = check.rulesOut(situation);
+      if (found !== undefined) return typeof found === "string" ? { reason: check.reason, message: found } : found;
     } catch (error) {
       // What cannot be seen is not taken for granted.
       const message = `whether it would be safe cannot be seen: ${messageOf(error)}`;

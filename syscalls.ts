@@ -774,7 +774,10 @@ export function statNamespaceRoot(): Statx {
     // Not "ignore" for standard input: it would need a /dev/null.
     { cwd: "/", env: { BUN_BE_BUN: "1" }, stdin: "inherit", stdout: "pipe", stderr: "pipe" },
   );
-  if (exitCode !== 0) throw new Error(`the child that looks for the namespace's root failed: ${stderr.toString().trim()}`);
+  if (exitCode !== 0) {
+    const said = stderr.toString().trim();
+    throw new Error(`the child that looks for the namespace's root failed: ${/^error: (.*)$/m.exec(said)?.[1] ?? said}`);
+  }
   return statxFrom(new DataView(stdout.buffer, stdout.byteOffset, 256));
 }
 
