@@ -25,8 +25,6 @@ import {
   OPEN_TREE,
   open,
   open_tree,
-  openat,
-  owningUserNamespace,
   type PathLike,
   pathText,
   pivot_root,
@@ -234,7 +232,7 @@ function causesOfMountEinval(flags: number): readonly Look[] {
     const common = [sourceNotMountPoint, rootDetached, sourceUnreachable, targetUnreachable];
     return [...common, lockedSource, parentOfSourceShared, unbindableOntoShared, notSameKind];
   }
-  return [rootDetached, targetUnreachable];
+  return [rootDetached, targetUnreachable, ownOptions];
 }
 
 function causesOfMountEperm(syscall: string, flags: number, fsType: string | null): readonly Look[] {
@@ -691,6 +689,11 @@ function notSameKind({ source, target, targetPlace }: Scene): Verdict {
     ? "a directory, and what is to be mounted there is none"
     : "no directory, as what is to be mounted there is";
   return { reason: "not-same-kind", message: `${called(target, targetPlace)} is ${kind}` };
+}
+
+/** Only the kernel's log says more, and not to everybody. */
+function ownOptions(): Verdict {
+  return { unseen: "whether the file system refused its options or its source (the kernel's log, dmesg(1), may say)" };
 }
 
 function alreadyMounted(scene: Scene): Verdict {

@@ -134,12 +134,8 @@ const cases: Record<string, Case> = {
   "an unbindable mount below that is locked": {
     prefix: [
       ...own,
-      ...after(
-        `mkdir -p ${root}/a; mount -t tmpfs t ${root}/a; mount --make-unbindable ${root}/a`,
-        ...newUserNamespace,
-        "--propagation",
-        "unchanged",
-      ),
+      ...after(`mkdir -p ${root}/a; mount -t tmpfs t ${root}/a`, ...newUserNamespace),
+      ...after(`mount --make-unbindable ${root}/a`),
     ],
     not: allOf("unbindable"),
   },
@@ -268,6 +264,10 @@ const mount = (source: string | null, target: string, fsType: string | null, opt
   name: "mount",
   args: [source, target, fsType, options],
 });
+const move = (source: string, target: string): Attempt => {
+  const flags = syscalls.MS.MOVE;
+  return { from: "syscalls", name: "mount", args: [source, target, null, flags, null], call: { flags } };
+};
 const unshare = (flags: number): Attempt => ({ from: "syscalls", name: "unshare", args: [flags], call: { flags } });
 const { NEWNS, NEWUSER } = syscalls.CLONE;
 const tmpfs = `mount -t tmpfs t ${root}; mkdir -p ${root}/old ${root}/sub`;
@@ -351,18 +351,18 @@ const calls: Record<string, [code: string, reason: Reason, prefix: string[], att
   ],
   "propagation of what is no mount point": ["EINVAL", "not-mount-point", [...own], mount(null, root, null, "rslave")],
   "a remount of what is no mount point": ["EINVAL", "not-mount-point", [...own], mount(null, root, null, "remount,bind,ro")],
-  "a move of what is no mount point": ["EINVAL", "not-mount-point", [...own], mount(root, `${base}/jail`, null, "move")],
+  "a move of what is no mount point": ["EINVAL", "not-mount-point", [...own], move(root, `${base}/jail`)],
   "a move of what is mounted on a shared mount": [
     "EINVAL",
     "shared-mount",
     [...own, ...after(`mount -t tmpfs t ${base}; mount --make-shared ${base}; mkdir ${root} ${base}/jail; ${tmpfs}`)],
-    mount(root, `${base}/jail`, null, "move"),
+    move(root, `${base}/jail`),
   ],
   "a move of a locked mount": [
     "EINVAL",
     "mount-locked",
     [...own, ...after(tmpfs, ...newUserNamespace)],
-    mount(root, `${base}/jail`, null, "move"),
+    move(root, `${base}/jail`),
   ],
   "a procfs of a PID namespace that is another user namespace's": [
     "EPERM",
@@ -458,4 +458,299 @@ describe("the kernel refuses, and the error says why:", () => {
       expect(refused.message).toMatch(new RegExp(`^${code}: .+, \\w+.*: .+`));
     });
   }
+});
+
+// --- What this machine cannot be made to do
+
+/** A process with every capability on a machine on which nothing is out of the ordinary, but for these files and answers. */
+function recorded(files: Record<string, string>, other: Partial<Evidence> = {}): Evidence {
+  const all: Record<string, string> = {
+    "/proc/self/status": "Name:\tbun\nUid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\nThreads:\t1\nSeccomp:\t0\n",
+    "/proc/self/uid_map": "         0          0 4294967295\n",
+    "/proc/self/gid_map": "         0          0 4294967295\n",
+    "/proc/sys/kernel/osrelease": "6.18.0\n",
+    "/proc/self/mountinfo":
+      "21 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n30 21 0:30 / /new rw - tmpfs t rw\n31 30 0:31 / /new/old rw - tmpfs t rw\n",
+    ...files,
+  };
+  const places: Record<string, Placed> = {
+    "/": { path: "/", mountId: 21, mountRoot: true, directory: true },
+    "/new": { path: "/new", mountId: 30, mountRoot: true, directory: true },
+    "/new/old": { path: "/new/old", mountId: 31, mountRoot: true, directory: true },
+    "/new/dir": { path: "/new/dir", mountId: 30, mountRoot: false, directory: true },
+  };
+  return {
+    file: (path) => all[path],
+    capable: () => true,
+    probe: (syscall) => (/^(open_tree|mount_setattr|fsconfig|fsmount)$/.test(syscall) ? "EBADF" : "ENOENT"),
+    place: (place) => places[String(place)],
+    owns: () => true,
+    locked: () => false,
+    parentOfRootShared: () => false,
+    chrooted: () => false,
+    ...other,
+  };
+}
+
+const refusals = {
+  pivotEinval: new syscalls.SyscallError("pivot_root", 22, "/new", "/new/old"),
+  pivotEperm: new syscalls.SyscallError("pivot_root", 1, "/new", "/new/old"),
+  pivotEacces: new syscalls.SyscallError("pivot_root", 13, "/new", "/new/old"),
+  mountEacces: new syscalls.SyscallError("mount", 13, "/new", "/new/dir"),
+  mountEperm: new syscalls.SyscallError("mount", 1, "t", "/new"),
+  unshareEperm: new syscalls.SyscallError("unshare", 1),
+  openTreeEnosys: new syscalls.SyscallError("open_tree", 38, "/new"),
+};
+
+const docker = "docker-default (enforce)\n";
+const filtered = "Uid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\nThreads:\t1\nSeccomp:\t2\n";
+const initramfs = "1 1 0:2 / / rw - rootfs rootfs rw\n30 1 0:30 / /new rw - tmpfs t rw\n31 30 0:31 / /new/old rw - tmpfs t rw\n";
+const asRootOfInitramfs: Partial<Evidence> = {
+  place: (place) => ({
+    path: String(place),
+    mountId: place === "/" ? 1 : place === "/new" ? 30 : 31,
+    mountRoot: true,
+    directory: true,
+  }),
+};
+const noCapabilities: Partial<Evidence> = { capable: () => false };
+const newUser: Call = { flags: NEWUSER };
+
+describe("recorded files: ", () => {
+  for (const [name, reason, error, files, call, other, words] of [
+    [
+      "an initramfs",
+      "initramfs",
+      refusals.pivotEinval,
+      { "/proc/self/mountinfo": initramfs },
+      {},
+      asRootOfInitramfs,
+      'the method "move"',
+    ],
+    [
+      "AppArmor, by its own file",
+      "apparmor",
+      refusals.pivotEacces,
+      { "/proc/self/attr/apparmor/current": docker },
+      {},
+      {},
+      "profile 'docker-default'",
+    ],
+    [
+      "AppArmor, by the common file",
+      "apparmor",
+      refusals.mountEacces,
+      { "/proc/self/attr/current": docker },
+      { flags: syscalls.MS.BIND },
+      {},
+      "apparmor=unconfined",
+    ],
+    [
+      "AppArmor, which takes the capability away",
+      "apparmor",
+      refusals.pivotEperm,
+      { "/proc/self/attr/current": docker },
+      {},
+      {},
+      "docker-default",
+    ],
+    [
+      "SELinux",
+      "selinux",
+      refusals.pivotEacces,
+      { "/proc/self/attr/current": "system_u:system_r:container_t:s0:c1,c2\0", "/sys/fs/selinux/enforce": "1" },
+      {},
+      {},
+      "container_t",
+    ],
+    [
+      "a seccomp filter",
+      "seccomp",
+      refusals.pivotEperm,
+      { "/proc/self/status": filtered },
+      {},
+      { probe: () => "EPERM" },
+      "pivot_root(2)",
+    ],
+    [
+      "a seccomp filter that says ENOSYS",
+      "seccomp",
+      refusals.openTreeEnosys,
+      { "/proc/self/status": filtered },
+      {},
+      { probe: () => "ENOSYS" },
+      "open_tree(2)",
+    ],
+    [
+      "an old kernel",
+      "kernel-too-old",
+      refusals.openTreeEnosys,
+      { "/proc/sys/kernel/osrelease": "4.19.0-27-amd64\n" },
+      {},
+      { probe: () => "ENOSYS" },
+      "Linux 5.2, and this is 4.19.0-27-amd64",
+    ],
+    [
+      "unprivileged_userns_clone",
+      "userns-clone-disabled",
+      refusals.unshareEperm,
+      { "/proc/sys/kernel/unprivileged_userns_clone": "0\n" },
+      newUser,
+      noCapabilities,
+      "unprivileged_userns_clone is 0",
+    ],
+    [
+      "apparmor_restrict_unprivileged_userns, at unshare(2)",
+      "apparmor-restrict-userns",
+      refusals.unshareEperm,
+      { "/proc/sys/kernel/apparmor_restrict_unprivileged_userns": "1\n" },
+      newUser,
+      noCapabilities,
+      "restrict_unprivileged_userns is 1",
+    ],
+    [
+      "apparmor_restrict_unprivileged_userns, in the user namespace",
+      "apparmor-restrict-userns",
+      refusals.mountEperm,
+      {
+        "/proc/sys/kernel/apparmor_restrict_unprivileged_userns": "1\n",
+        "/proc/self/attr/current": "unprivileged_userns (enforce)\n",
+      },
+      { fsType: "tmpfs" },
+      {},
+      "userns",
+    ],
+    [
+      "the parent of the root is shared",
+      "shared-mount",
+      refusals.pivotEinval,
+      {},
+      {},
+      { parentOfRootShared: () => true },
+      '"/" is mounted on is shared',
+    ],
+    [
+      "user namespaces are not built in",
+      "no-user-namespaces",
+      new syscalls.SyscallError("unshare", 22),
+      { "/proc/self/uid_map": "" },
+      newUser,
+      { file: (path) => (path === "/proc/self/status" ? filtered : undefined) },
+      "CONFIG_USER_NS",
+    ],
+  ] satisfies [string, Reason, syscalls.SyscallError, Record<string, string>, Call, Partial<Evidence>, string][]) {
+    test(name, () => {
+      const found = diagnose(error, call, recorded(files, other));
+      expect(found).toMatchObject({ reason, message: expect.stringContaining(words) });
+    });
+  }
+
+  // What could be the cause, and is not known to be: each is named, and none is told as a fact.
+  for (const [name, error, files, call, other, words] of [
+    ["nothing is found", refusals.pivotEinval, {}, {}, {}, "ruled out: "],
+    [
+      "what cannot be seen is named",
+      refusals.pivotEinval,
+      {},
+      {},
+      { parentOfRootShared: () => undefined },
+      "not to be seen: whether the mount that",
+    ],
+    [
+      "AppArmor in complain mode refuses nothing",
+      refusals.pivotEacces,
+      { "/proc/self/attr/current": "bun (complain)\n" },
+      {},
+      {},
+      "ruled out: kernel.apparmor_restrict_unprivileged_userns, AppArmor (profile 'bun', complain)",
+    ],
+    [
+      "SELinux that is permissive refuses nothing",
+      refusals.pivotEacces,
+      { "/proc/self/attr/current": "a_u:b_r:c_t:s0", "/sys/fs/selinux/enforce": "0" },
+      {},
+      {},
+      "SELinux (permissive)",
+    ],
+    [
+      "another security module",
+      refusals.pivotEacces,
+      { "/proc/self/attr/current": "", "/sys/kernel/security/lsm": "capability,landlock,yama,tomoyo" },
+      {},
+      {},
+      "landlock, tomoyo",
+    ],
+    [
+      "a filter that does not refuse the call as a whole",
+      refusals.pivotEperm,
+      { "/proc/self/status": filtered },
+      {},
+      {},
+      "ruled out: a missing CAP_SYS_ADMIN, a mount namespace of another user namespace, a seccomp filter for the whole call",
+    ],
+    [
+      "a filter and an enforced profile: which of the two",
+      refusals.pivotEperm,
+      { "/proc/self/status": filtered, "/proc/self/attr/current": "x y: (unconfined)\n" },
+      {},
+      { probe: () => "EIO" },
+      "seccomp filter for the whole call",
+    ],
+    [
+      "a new kernel that says ENOSYS without a filter",
+      refusals.openTreeEnosys,
+      {},
+      {},
+      {},
+      "the kernel's version (6.18.0), a seccomp filter",
+    ],
+    [
+      "two limits at once",
+      new syscalls.SyscallError("unshare", 28),
+      { "/proc/sys/user/max_user_namespaces": "10", "/proc/sys/user/max_mnt_namespaces": "10" },
+      { flags: NEWUSER | NEWNS },
+      {},
+      "how many mount namespaces",
+    ],
+    ["no /proc", refusals.pivotEinval, {}, {}, { file: () => undefined }, "the mount table"],
+  ] satisfies [string, syscalls.SyscallError, Record<string, string>, Call, Partial<Evidence>, string][]) {
+    test(`unknown: ${name}`, () => {
+      const found = diagnose(error, call, recorded(files, other));
+      expect(found).toMatchObject({ reason: "unknown", message: expect.stringContaining(words) });
+      expect(found?.message).toStartWith("the cause is not known; ");
+    });
+  }
+
+  test("a code that says it all is not explained", () => {
+    for (const [call, errno] of [
+      ["pivot_root", 2],
+      ["mount", 20],
+      ["open_tree", 5],
+      ["close", 9],
+      ["openat", 1],
+    ] as const) {
+      const error = new syscalls.SyscallError(call, errno, "/new");
+      expect(diagnose(error, {}, recorded({}))).toBeUndefined();
+      expect(explained(error)).toBe(error);
+    }
+    const other = new Error("other");
+    expect(explained(other)).toBe(other);
+  });
+});
+
+describe("docs/errors.md", () => {
+  const text = fs.readFileSync(new URL("../docs/errors.md", import.meta.url), "utf8");
+  const documented = [...text.matchAll(/^\| `([a-z-]+)` \| (.+) \| (.+) \|$/gm)].map(([, reason]) => reason);
+
+  test("has every reason, once, and no other", () => {
+    expect(documented.toSorted()).toEqual([...reasons].toSorted());
+  });
+
+  test("and every reason is one that the code gives", () => {
+    const sources = ["checks.ts", "diagnose.ts", "switchroot.ts", "checkroot.ts"];
+    const code = sources.map((name) => fs.readFileSync(new URL(`../${name}`, import.meta.url), "utf8")).join("\n");
+    expect(reasons.filter((reason) => reason !== "apparmor" && reason !== "selinux" && !code.includes(`"${reason}"`))).toEqual(
+      [],
+    );
+  });
 });
