@@ -87,6 +87,11 @@ export interface Cause {
   readonly message: string;
 }
 
+/** A cause that cannot be seen itself: it is the one if all others are ruled out, and may not be told if one of them cannot be seen. */
+interface LastCause extends Cause {
+  readonly otherwiseUnseen: string;
+}
+
 /**
  * The same error with its cause: `reason` is set, and the message ends with it.
  *
@@ -135,6 +140,11 @@ export function diagnose(error: SyscallError, call: Call, evidence: Evidence): C
   const unseen: string[] = [];
   for (const cause of causes) {
     const verdict = cause(scene);
+    if ("otherwiseUnseen" in verdict) {
+      if (unseen.length === 0) return { reason: verdict.reason, message: verdict.message };
+      unseen.push(verdict.otherwiseUnseen);
+      continue;
+    }
     if ("reason" in verdict) return verdict;
     if ("not" in verdict) ruledOut.push(verdict.not);
     else unseen.push(verdict.unseen);
@@ -163,7 +173,7 @@ interface Scene {
 }
 
 /** Whether a cause applies. What does not, and what cannot be seen, is named for the message. */
-type Verdict = Cause | { readonly not: string } | { readonly unseen: string };
+type Verdict = Cause | LastCause | { readonly not: string } | { readonly unseen: string };
 type Look = (scene: Scene) => Verdict;
 
 /** What each refusal can come from, in the order in which it is looked for: first what is certain if it is found. */
@@ -216,7 +226,7 @@ function causesOf({ syscall, code }: SyscallError, { flags = 0, fsType = null }:
   if (code === "ENOSYS") return [olderKernel, filtered];
   if (code === "EPERM") return [missingSysAdmin, foreignMountNamespace, filtered, ...causesOfMountEperm(syscall, flags, fsType)];
   // Where a path may not be looked up, too: the code alone says which of the two it is only where there is no such module.
-  if (code === "EACCES") return [restrictedUserNamespace, securityModule];
+  if (code === "EACCES") return [filtered, restrictedUserNamespace, securityModule];
   if (code === "ENOSPC") return [tooManyMounts];
   return [];
 }
@@ -271,7 +281,11 @@ function filtered({ evidence, syscall, code }: Scene): Verdict {
   const mode = field(evidence.file("/proc/self/status"), "Seccomp");
   if (mode === "0") return { not: "a seccomp filter" };
   const answer = evidence.probe(syscall);
-  if (answer !== undefined && answer !== code) return { not: "a seccomp filter for the whole call" };
+  if (answer !== undefined && answer !== code) {
+    const not = "a seccomp filter for the whole call";
+    // A filter's usual answer, which could also be one to these arguments alone; EACCES is not.
+    return code === "EPERM" ? { unseen: "whether a seccomp filter refuses these arguments" } : { not };
+  }
   if (mode === undefined || answer === undefined) return { unseen: "whether there is a seccomp filter" };
   // Several calls ask for CAP_SYS_ADMIN first, which a security module can refuse to who has it; a filter that lists all of them is rarer.
   const asking = ["pivot_root", "open_tree", "move_mount", "mount_setattr", "fsopen"];
@@ -343,7 +357,11 @@ function securityModule({ evidence, code, source, sourcePlace, fsType, flags }: 
     module === "apparmor"
       ? "allow it in that profile; for Docker '--security-opt apparmor=unconfined'"
       : "allow it in the policy; for Docker and Podman '--security-opt label=disable'";
-  return { reason: module, message: `${name} refuses it: ${subject} is enforced, and all else was ruled out (${advice})` };
+  return {
+    reason: module,
+    message: `${name} refuses it: ${subject} is enforced, and all else was ruled out (${advice})`,
+    otherwiseUnseen: `whether ${name} refuses it (${subject})`,
+  };
 }
 
 // --- User namespaces

@@ -18,7 +18,6 @@ export const reasons = [
   "kernel-too-old",
   "locked-below",
   "locked-options",
-  "lsm",
   "max-mnt-namespaces",
   "max-user-namespaces",
   "mount-locked",

@@ -662,7 +662,7 @@ describe("recorded files: ", () => {
       { "/proc/self/attr/current": "bun (complain)\n" },
       {},
       {},
-      "ruled out: kernel.apparmor_restrict_unprivileged_userns, AppArmor (profile 'bun', complain)",
+      "kernel.apparmor_restrict_unprivileged_userns, AppArmor (profile 'bun', complain)",
     ],
     [
       "SELinux that is permissive refuses nothing",
@@ -681,20 +681,20 @@ describe("recorded files: ", () => {
       "landlock, tomoyo",
     ],
     [
-      "a filter that does not refuse the call as a whole",
+      "a filter that does not refuse the whole call can still refuse its arguments",
       refusals.pivotEperm,
       { "/proc/self/status": filtered },
       {},
       {},
-      "ruled out: a missing CAP_SYS_ADMIN, a mount namespace of another user namespace, a seccomp filter for the whole call",
+      "not to be seen: whether a seccomp filter refuses these arguments",
     ],
     [
       "a filter and an enforced profile: which of the two",
       refusals.pivotEperm,
-      { "/proc/self/status": filtered, "/proc/self/attr/current": "x y: (unconfined)\n" },
+      { "/proc/self/status": filtered, "/proc/self/attr/current": docker },
       {},
-      { probe: () => "EIO" },
-      "seccomp filter for the whole call",
+      { probe: () => "EPERM" },
+      "whether a seccomp filter or the security module refuses it, whether AppArmor refuses it (profile 'docker-default')",
     ],
     [
       "a new kernel that says ENOSYS without a filter",
@@ -716,8 +716,9 @@ describe("recorded files: ", () => {
   ] satisfies [string, syscalls.SyscallError, Record<string, string>, Call, Partial<Evidence>, string][]) {
     test(`unknown: ${name}`, () => {
       const found = diagnose(error, call, recorded(files, other));
-      expect(found).toMatchObject({ reason: "unknown", message: expect.stringContaining(words) });
+      expect(found?.reason).toBe("unknown");
       expect(found?.message).toStartWith("the cause is not known; ");
+      expect(found?.message).toContain(words);
     });
   }
 
