@@ -149,12 +149,11 @@ export function diagnose(error: SyscallError, call: Call, evidence: Evidence): C
     if ("not" in verdict) ruledOut.push(verdict.not);
     else unseen.push(verdict.unseen);
   }
-  const parts = [
-    "the cause is not known",
-    ...(ruledOut.length > 0 ? [`ruled out: ${ruledOut.join(", ")}`] : []),
-    ...(unseen.length > 0 ? [`not to be seen: ${unseen.join(", ")}`] : []),
+  const known = [
+    ...(ruledOut.length > 0 ? [` (ruled out: ${ruledOut.join(", ")})`] : []),
+    ...(unseen.length > 0 ? [` (not to be seen: ${unseen.join(", ")})`] : []),
   ];
-  return { reason: "unknown", message: parts.join("; ") };
+  return { reason: "unknown", message: `the cause is not known${known.join("")}` };
 }
 
 /** What was asked of the kernel, and how things stand. */
@@ -355,8 +354,8 @@ function securityModule({ evidence, code, source, sourcePlace, fsType, flags }: 
   }
   const advice =
     module === "apparmor"
-      ? "allow it in that profile; for Docker '--security-opt apparmor=unconfined'"
-      : "allow it in the policy; for Docker and Podman '--security-opt label=disable'";
+      ? "allow it in that profile, for Docker with '--security-opt apparmor=unconfined'"
+      : "allow it in the policy, for Docker and Podman with '--security-opt label=disable'";
   return {
     reason: module,
     message: `${name} refuses it: ${subject} is enforced, and all else was ruled out (${advice})`,
@@ -578,7 +577,7 @@ function parentOfRootShared({ evidence }: Scene): Verdict {
 }
 
 const lockedAdvice =
-  "it came along from a more privileged mount namespace; bind it over itself, and use the copy: 'mount --rbind'";
+  "it came along from a more privileged mount namespace: bind it over itself with 'mount --rbind', and use the copy";
 
 function locked({ evidence }: Scene, placed: Placed | undefined, place: Place | null): Verdict {
   if (placed === undefined || place === null) return notThere;

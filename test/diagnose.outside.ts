@@ -1,5 +1,5 @@
 /** Seccomp filters, which need a container of their own: what checkRoot says is what switchRoot then does, and why is the filter. */
-import { mkdtempSync, writeFileSync } from "node:fs";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { OutsideRun } from "./run.ts";
@@ -31,6 +31,7 @@ function expects(...lines: string[]): OutsideRun["expect"] {
 }
 
 const directory = mkdtempSync(join(tmpdir(), "mounttree-profiles-"));
+process.on("exit", () => rmSync(directory, { recursive: true }));
 
 /** A profile that allows everything but these calls. */
 function profile(name: string, calls: string[], errno: number): string[] {

@@ -717,7 +717,7 @@ describe("recorded files: ", () => {
     test(`unknown: ${name}`, () => {
       const found = diagnose(error, call, recorded(files, other));
       expect(found?.reason).toBe("unknown");
-      expect(found?.message).toStartWith("the cause is not known; ");
+      expect(found?.message).toStartWith("the cause is not known (");
       expect(found?.message).toContain(words);
     });
   }
