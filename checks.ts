@@ -25,6 +25,7 @@ import {
   O,
   open,
   openat,
+  owningUserNamespace,
   type PathLike,
   PROC_SUPER_MAGIC,
   readDirectory,
@@ -75,6 +76,7 @@ export type CheckReason =
   | "namespace-shared"
   | "chrooted"
   | "initramfs"
+  | "namespace-not-owned"
   | "shared-mount";
 
 /** One requirement of a method. */
@@ -82,8 +84,13 @@ export interface Check {
   readonly reason: CheckReason;
   /** Whether it is met by a thread that has just taken a mount namespace, and made "/" and all mounts below it slaves. */
   readonly metWhenNew?: boolean;
-  /** Why it is, as a sentence; undefined if the requirement is met. */
-  rulesOut(situation: Situation): string | undefined;
+  /** Why it is, as a sentence, or with another reason that was met; undefined if the requirement is met. */
+  rulesOut(situation: Situation): string | Ruling | undefined;
+}
+
+export interface Ruling {
+  readonly reason: CheckReason;
+  readonly message: string;
 }
 
 // --- Directories
@@ -196,6 +203,27 @@ export const sysChroot: Check = {
 };
 
 // --- Whose namespace
+
+export const notOwned =
+  "this mount namespace belongs to another user namespace, in which this process has no capabilities (take a mount namespace together with the user namespace: 'unshare --user --map-root-user --mount')";
+
+/** Whether a namespace of this process belongs to its own user namespace; undefined if that cannot be seen. */
+export function ownsNamespace(proc: number, namespace: "mnt" | "pid"): boolean | undefined {
+  let file = -1;
+  let owner = -1;
+  try {
+    file = openat(proc, `self/ns/${namespace}`, O.RDONLY | O.CLOEXEC);
+    owner = owningUserNamespace(file);
+    const [theirs, ours] = [statx(owner, "", AT.EMPTY_PATH, 0), statx(proc, "self/ns/user", 0, 0)];
+    return theirs.ino === ours.ino && theirs.devMinor === ours.devMinor;
+  } catch (error) {
+    if (!(error instanceof SyscallError)) throw error;
+    // An outer user namespace is not shown.
+    return error.syscall === "ioctl" && error.code === "EPERM" ? false : undefined;
+  } finally {
+    for (const fd of [file, owner]) if (fd !== -1) close(fd);
+  }
+}
 
 /**
  * The mount that this process made the root of a mount namespace in which no other process lived then. Its unique ID is never used
@@ -387,6 +415,8 @@ export const namespaceRoot: Check = {
       const isRoot = isSame(statNamespaceRoot(), oldRoot.stat);
       return isRoot ? undefined : "this process was chrooted: its root is not the root of its mount namespace";
     } catch (error) {
+      // Then nothing can be mounted either, which is the better answer.
+      if (ownsNamespace(situation.proc, "mnt") === false) return { reason: "namespace-not-owned", message: notOwned };
       return `whether this process was chrooted cannot be seen: ${error instanceof Error ? error.message : error}`;
     }
   },

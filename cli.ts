@@ -1,11 +1,14 @@
 #!/usr/bin/env -S bun --no-env-file --config=/dev/null --tsconfig-override=/dev/null
 /** The `mounttree` command. Whoever runs it may be root in somebody else's directory: nothing is read from there (see the first line). */
+import { checkRoot, type RootCheck } from "./checkroot.ts";
+import { type Call, explained } from "./diagnose.ts";
 import { ExecError, exec, prepareExec } from "./exec.ts";
-import { drawTree } from "./ls.ts";
+import { drawTree, printableText } from "./ls.ts";
 import { version } from "./package.json" with { type: "json" };
 import { bindInside, devInside, openBound, openDirectory, procInside, tmpfsInside } from "./rootfs.ts";
 import { type PutOld, type RootMethod, switchRootOfThread } from "./switchroot.ts";
 import {
+  AT,
   CLONE,
   chdir,
   isRefusal,
@@ -15,6 +18,7 @@ import {
   pathText,
   readFile,
   resetSignal,
+  SyscallError,
   unshare,
   write,
 } from "./syscalls.ts";
@@ -24,10 +28,12 @@ const help = `mounttree: change what a command sees as "/"
 
 usage: mounttree run [OPTION]... ROOT [--] [COMMAND [ARG]...]
        mounttree ls [--json] [PATH]
+       mounttree check [--json] ROOT
        mounttree --help | --version
 
-  run   run a command in a root file system of its own
-  ls    show the mount tree
+  run     run a command in a root file system of its own
+  ls      show the mount tree
+  check   say by which methods ROOT could become "/", and why not by the others
 
 mounttree COMMAND --help says more.
 `;
@@ -69,15 +75,26 @@ mount events propagate. With PATH: the mount that PATH lies on, and what is moun
   --json   as JSON, an array of objects with the fields of proc_pid_mountinfo(5)
 `;
 
+const checkHelp = `usage: mounttree check [--json] ROOT
+
+Says for each method whether it would work with ROOT, and if not, why: for a process as it is
+started here, without a namespace of its own. 'mounttree run' takes one first; to see what it
+would find, ask as 'unshare --mount mounttree check ROOT'. Nothing is changed.
+
+  --json   as JSON: { root, methods: [{ method, works, reason, message, lost }] }
+
+Exit status: 0 if pivot, move or detached would work, 1 if none of them, 125 if mounttree fails.
+`;
+
 /** Wrong options or arguments; the message says which. */
 class UsageError extends Error {
   override readonly name = "UsageError";
-  /** Whose help to point to: "run ", "ls ", or nothing. */
+  /** Whose help to point to: "run ", "ls ", "check ", or nothing. */
   readonly command: string;
 
   constructor(message: string) {
     super(message);
-    this.command = /^(run|ls)(?=: )/.exec(message)?.[0].concat(" ") ?? "";
+    this.command = /^(run|ls|check)(?=: )/.exec(message)?.[0].concat(" ") ?? "";
   }
 }
 
@@ -92,13 +109,14 @@ function main(): void {
   const command = args.shift();
   if (command === "run") run(args);
   else if (command === "ls") ls(args);
+  else if (command === "check") check(args);
   else if (isHelp(command)) print(help);
   else if (command === "--version") print(`mounttree ${version}\n`);
   else refuseCommand(command);
 }
 
 function refuseCommand(command: Argument | undefined): never {
-  if (command === undefined) throw new UsageError("a command is missing: run or ls");
+  if (command === undefined) throw new UsageError("a command is missing: run, ls or check");
   const name = pathText(command);
   throw new UsageError(`${name.startsWith("-") ? "unknown option" : "unknown command"} '${name}'`);
 }
@@ -252,12 +270,14 @@ function toPutOld(where: string): PutOld {
   throw new UsageError(`run: --put-old: '${where}' is neither 'stacked' nor 'directory'`);
 }
 
+const userNamespace = "taking a user namespace";
+
 /** From here on this thread is alone in what it does: the others stay outside, and end with the execve(2). */
 function enter(path: Argument, { mounts, methods, putOld, directory, user, mapRoot }: RunOptions): void {
   let doing: string | MountOption = "taking a mount namespace, which needs root (CAP_SYS_ADMIN)";
   try {
     if (user || !tookMountNamespace()) {
-      doing = "taking a user namespace";
+      doing = userNamespace;
       enterUserNamespace(mapRoot);
     }
     // Not private: what the host unmounts should not stay busy here.
@@ -278,7 +298,7 @@ function enter(path: Argument, { mounts, methods, putOld, directory, user, mapRo
     doing = "--chdir";
     if (directory !== undefined) chdir(directory);
   } catch (error) {
-    throw during(doing, error);
+    throw during(doing, explained(error, callOf(doing, path, error)));
   }
 }
 
@@ -291,6 +311,19 @@ function tookMountNamespace(): boolean {
     if (!isRefusal(error, "EPERM") || process.geteuid?.() === 0) throw error;
     return false;
   }
+}
+
+/** What the system call that failed was given. */
+function callOf(doing: string | MountOption, root: Argument, error: unknown): Call {
+  const syscall = error instanceof SyscallError ? error.syscall : "";
+  if (syscall === "unshare") return { flags: doing === userNamespace ? CLONE.NEWUSER | CLONE.NEWNS : CLONE.NEWNS };
+  if (syscall === "mount") return { source: null, target: "/", flags: MS.REC | MS.SLAVE };
+  // Every copy is recursive.
+  if (typeof doing === "string") return { source: root, target: root, flags: AT.RECURSIVE };
+  const isBind = doing.option === "--bind" || doing.option === "--ro-bind";
+  if (isBind) return { source: doing.source, flags: AT.RECURSIVE };
+  // A /dev has several; which one it was does not matter to who reads that the kernel refused it.
+  return { flags: AT.RECURSIVE, ...(doing.option !== "--dev" && { fsType: doing.option.slice(2) }) };
 }
 
 function mountInside(root: number, { option, source, destination }: MountOption): void {
@@ -314,29 +347,72 @@ function mountText({ option, source, destination }: MountOption): string {
 // --- ls
 
 function ls(args: Argument[]): void {
-  let json = false;
-  const paths: Argument[] = [];
-  const rest = [...args];
-  for (let argument = rest.shift(); argument !== undefined; argument = rest.shift()) {
-    if (isHelp(argument)) {
-      print(lsHelp);
-      return;
-    }
-    if (argument === "--json") json = true;
-    else if (argument === "--") paths.push(...rest.splice(0));
-    else if (pathText(argument).startsWith("-")) throw new UsageError(`ls: unknown option '${pathText(argument)}'`);
-    else paths.push(argument);
+  const taken = takePath("ls", "PATH", args);
+  if (taken === undefined) {
+    print(lsHelp);
+    return;
   }
-  const [path, second] = paths;
-  if (second !== undefined) throw new UsageError(`ls: one PATH at a time, not '${pathText(second)}' as well`);
+  const { json, path } = taken;
   // Bun makes what is behind `process.stdout` non-blocking, a pipe also for those who read from it after this has ended.
   const width = process.getBuiltinModule("node:tty").isatty(1) ? process.stdout.columns : undefined;
   print(drawTree(path, { json, width, ascii: !isUtf8Locale() }));
 }
 
+/** The arguments of a command that takes --json and one path; undefined if it was for help. */
+function takePath(
+  command: string,
+  name: string,
+  args: readonly Argument[],
+): { json: boolean; path: Argument | undefined } | undefined {
+  let json = false;
+  const paths: Argument[] = [];
+  const rest = [...args];
+  for (let argument = rest.shift(); argument !== undefined; argument = rest.shift()) {
+    if (isHelp(argument)) return undefined;
+    if (argument === "--json") json = true;
+    else if (argument === "--") paths.push(...rest.splice(0));
+    else if (pathText(argument).startsWith("-")) throw new UsageError(`${command}: unknown option '${pathText(argument)}'`);
+    else paths.push(argument);
+  }
+  const [path, second] = paths;
+  if (second !== undefined) throw new UsageError(`${command}: one ${name} at a time, not '${pathText(second)}' as well`);
+  return { json, path };
+}
+
 function isUtf8Locale(): boolean {
   const { LC_ALL, LC_CTYPE, LANG } = process.env;
   return /utf-?8/i.test(LC_ALL || LC_CTYPE || LANG || "");
+}
+
+// --- check
+
+function check(args: Argument[]): void {
+  const taken = takePath("check", "ROOT", args);
+  if (taken === undefined) {
+    print(checkHelp);
+    return;
+  }
+  const { json, path } = taken;
+  if (path === undefined) throw new UsageError("check: ROOT is missing");
+  const result = checkRoot(path);
+  print(json ? `${JSON.stringify(result, undefined, 2)}\n` : checkText(result));
+  const strong = result.methods.some(({ method, works }) => works && method !== "chroot");
+  process.exit(strong ? 0 : 1);
+}
+
+function checkText({ root, methods }: RootCheck): string {
+  const rows = methods.map(({ method, works, reason = "", message = "", lost }) => {
+    const without = lost.length === 0 ? "" : `without what is mounted on ${lost.join(", ")} (unbindable)`;
+    return `${method.padEnd(9)} ${works ? "yes" : "no "}  ${works ? without : `${reason}: ${message}`}`.trimEnd();
+  });
+  const lines = [
+    `${root} as "/" of a process that is started here, as it is:`,
+    "",
+    ...rows,
+    "",
+    "mounttree run takes a mount namespace of its own first: ask as 'unshare --mount mounttree check ROOT'.",
+  ];
+  return lines.map((line) => `${printableText(line)}\n`).join("");
 }
 
 // --- Output

@@ -1,4 +1,5 @@
 /** Change what a Bun program sees as "/", and know that it really happened. */
+export { checkRoot, type MethodCheck, type RootCheck } from "./checkroot.ts";
 export type { Leak } from "./descriptors.ts";
 export * from "./mount.ts";
 export {
@@ -16,6 +17,7 @@ export {
   prefixFilter,
   singleEntryFilter,
 } from "./mountinfo.ts";
+export type { Reason } from "./reasons.ts";
 export {
   type PutOld,
   type RejectedMethod,

@@ -89,7 +89,7 @@ function propagationText({ shared, master, unbindable }: Propagation): string {
 }
 
 /** A mount point can hold anything but NUL: what would move the cursor or turn the text around is shown as its bytes. */
-function printableText(text: string): string {
+export function printableText(text: string): string {
   return text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, octal);
 }
 

@@ -4,6 +4,7 @@
  * A second call on a new mount goes through a descriptor that was opened after it was mounted: by name it could reach
  * a mount that someone else has put there since.
  */
+import { type Call, explained } from "./diagnose.ts";
 import {
   findMount,
   getMounts,
@@ -90,13 +91,13 @@ export function mount(source: PathLike | null, target: PathLike, fsType: string 
   }
   const unnamed = (source === null || source === "none") && (fsType === null || fsType === "none");
   if (propagation.length > 0 && unnamed && (flags & ~MS.SILENT) === 0 && data === "") {
-    for (const type of propagation) mountSyscall(null, target, null, type, null);
+    for (const type of propagation) mountOrExplain(null, target, null, type, null);
     return;
   }
   const attributes = (flags & MS.BIND) !== 0 && ((flags | clear) & perMount) !== 0;
   const several = attributes || propagation.length > 0;
   if (several) requireProc();
-  mountSyscall(source, target, fsType, flags, data === "" ? null : data);
+  mountOrExplain(source, target, fsType, flags, data === "" ? null : data);
   if (!several) return;
 
   const fd = attempt(
@@ -114,6 +115,22 @@ export function mount(source: PathLike | null, target: PathLike, fsType: string 
     );
   } finally {
     close(fd);
+  }
+}
+
+/** mount(2); if it is refused, the error says why. */
+function mountOrExplain(...[source, target, fsType, flags, data]: Parameters<typeof mountSyscall>): void {
+  orExplain(
+    () => mountSyscall(source, target, fsType, flags, data),
+    () => ({ source, target, fsType, flags }),
+  );
+}
+
+function orExplain(action: () => void, call: () => Call): void {
+  try {
+    action();
+  } catch (error) {
+    throw explained(error, call());
   }
 }
 
@@ -137,7 +154,7 @@ function alter(fd: number, target: PathLike, flags: number, data: string | null 
   try {
     mountSyscall(null, descriptorPath(fd), null, flags, data);
   } catch (error) {
-    throw withPath(error, target);
+    throw explained(withPath(error, target), { source: null, target: fd, flags });
   }
 }
 
@@ -243,14 +260,17 @@ export function makeMountPoint(path: PathLike): boolean {
 }
 
 function bindByDescriptor(fd: number, path: PathLike): void {
-  const tree = open_tree(fd, "", OPEN_TREE.CLONE | OPEN_TREE.CLOEXEC | AT.RECURSIVE | AT.EMPTY_PATH);
+  let tree = -1;
   try {
+    tree = open_tree(fd, "", OPEN_TREE.CLONE | OPEN_TREE.CLOEXEC | AT.RECURSIVE | AT.EMPTY_PATH);
     mount_setattr(tree, "", AT.EMPTY_PATH | AT.RECURSIVE, { propagation: MS.PRIVATE });
     move_mount(tree, "", fd, "", MOVE_MOUNT.F_EMPTY_PATH | MOVE_MOUNT.T_EMPTY_PATH);
   } catch (error) {
-    throw withPath(error, path);
+    const call = { source: fd, target: fd, flags: AT.RECURSIVE };
+    // Without these calls there is another way; only if that fails, too, is there something to explain.
+    throw isRefusal(error, "ENOSYS") ? error : explained(withPath(error, path), call);
   } finally {
-    close(tree);
+    if (tree !== -1) close(tree);
   }
 }
 
@@ -259,7 +279,7 @@ function bindByName(fd: number, path: PathLike): void {
   const self = descriptorPath(fd);
   // `path` itself may lead elsewhere by now; this is where the descriptor is.
   const place = readlinkat(AT.FDCWD, self);
-  mountSyscall(self, self, null, MS.BIND | MS.REC, null);
+  mountOrExplain(self, self, null, MS.BIND | MS.REC, null);
   withDescriptor(
     place,
     (bound) =>
@@ -399,7 +419,7 @@ function placeOf({ mountPoint, mountPointBytes }: MountInfo): string {
 export function setPropagation(target: PathLike, propagation: PropagationMode): void {
   const type = propagationTypes.get(propagation);
   if (type === undefined) throw argumentError("ERR_INVALID_ARG_VALUE", `'${propagation}' is not a propagation type`);
-  mountSyscall(null, target, null, type, null);
+  mountOrExplain(null, target, null, type, null);
 }
 
 /**
@@ -417,7 +437,7 @@ export function setReadOnly(target: PathLike, options: { recursive?: boolean } =
   try {
     mount_setattr(AT.FDCWD, target, options.recursive ? AT.RECURSIVE : 0, { set: MOUNT_ATTR.RDONLY });
   } catch (error) {
-    if (!isRefusal(error, "ENOSYS")) throw error;
+    if (!isRefusal(error, "ENOSYS")) throw explained(error, { target });
     setReadOnlyByRemount(target, options);
   }
 }

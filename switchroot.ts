@@ -7,7 +7,6 @@
 import {
   attachedRoot,
   type Check,
-  type CheckReason,
   type Directory,
   describe,
   isMountRoot,
@@ -27,7 +26,9 @@ import {
   unsharedMounts,
 } from "./checks.ts";
 import { isInside, type Leak, openDirectories } from "./descriptors.ts";
+import { type Call, explained } from "./diagnose.ts";
 import { type MountInfo, mountIdOf } from "./mountinfo.ts";
+import type { Reason } from "./reasons.ts";
 import {
   AT,
   argumentError,
@@ -76,10 +77,10 @@ export interface SwitchRootOptions {
 }
 
 /**
- * Why a method was not used: what was found before it was tried, or `"refused"` if the kernel refused one of its steps, or
- * `"not-verified"` if "/" was not what it should have been afterwards.
+ * Why a method was not used: what was found before it was tried; or why the kernel refused one of its steps, `"refused"` if nothing
+ * more exact is known; or `"not-verified"` if "/" was not what it should have been afterwards. See docs/errors.md.
  */
-export type RejectionReason = CheckReason | "refused" | "not-verified";
+export type RejectionReason = Exclude<Reason, "unknown">;
 
 /** A method that was not used. */
 export interface RejectedMethod {
@@ -118,6 +119,8 @@ export class SwitchRootError extends Error {
   readonly phase: string;
   /** The code of the cause, if it has one: `"ENOENT"`. */
   declare readonly code?: string;
+  /** Why: that of the method whose step failed or, if none was tried, of the first that was ruled out. */
+  declare readonly reason?: RejectionReason;
   /** The method whose step failed. */
   declare readonly method?: RootMethod;
   /** What went wrong while undoing. */
@@ -133,6 +136,7 @@ export class SwitchRootError extends Error {
     this.rejected = details.rejected ?? [];
     if (details.method !== undefined) this.method = details.method;
     if (details.cause instanceof SyscallError) this.code = details.cause.code;
+    if (details.reason !== undefined) this.reason = details.reason;
   }
 }
 
@@ -141,12 +145,13 @@ interface SwitchRootErrorDetails {
   cause?: unknown;
   switched?: boolean;
   method?: RootMethod;
+  reason?: RejectionReason | undefined;
   suppressed?: readonly unknown[];
   rejected?: readonly RejectedMethod[];
 }
 
 /** A switch on its way. */
-interface Switch extends Situation {
+export interface Switch extends Situation {
   /** The copy of the tree at `path` that is entered instead of it; -1 if there is none. */
   tree: number;
   copy: Directory | undefined;
@@ -164,7 +169,7 @@ interface Switch extends Situation {
   final: boolean;
 }
 
-interface Step {
+export interface Step {
   /** The `phase` of the error if this fails. */
   readonly phase: string;
   /** Whether it is needed at all. Default: yes. */
@@ -172,15 +177,17 @@ interface Step {
   run(on: Switch): void;
   /** Puts back what `run` did. */
   undo?(on: Switch): void;
+  /** What its system call is given, for who asks why it was refused. Default: the paths in the error. */
+  call?(on: Switch): Call;
 }
 
 /** Steps that are needed together, or not at all. */
-interface Group {
+export interface Group {
   when(on: Switch): boolean;
   readonly steps: readonly Step[];
 }
 
-interface Method {
+export interface Method {
   readonly checks: readonly Check[];
   readonly steps: readonly (Step | Group)[];
 }
@@ -227,6 +234,7 @@ const copyTree: Step = {
     on.tree = on.kernel.open_tree(on.root.fd, "", OPEN_TREE.CLONE | OPEN_TREE.CLOEXEC | AT.RECURSIVE | AT.EMPTY_PATH);
   },
   undo: closeTree,
+  call: (on) => ({ source: on.root.fd, flags: AT.RECURSIVE }),
 };
 
 function closeTree(on: Switch): void {
@@ -246,6 +254,7 @@ const makePrivate: Step = {
       on.privateLater = true;
     }
   },
+  call: (on) => ({ target: on.tree }),
 };
 
 const enterTree: Step = {
@@ -259,6 +268,7 @@ const makePrivateLater: Step = {
   phase: "private",
   when: (on) => on.privateLater,
   run: (on) => on.kernel.mount(null, ".", null, MS.PRIVATE | MS.REC, null),
+  call: () => ({ flags: MS.PRIVATE | MS.REC }),
 };
 
 /** `path` becomes a mount point, and its mount's root the working directory. */
@@ -278,14 +288,16 @@ const makeMountPoint: Group = {
       undo: (on) => {
         if (!on.byName) closeTree(on);
       },
+      call: (on) => ({ source: on.root.fd, flags: AT.RECURSIVE }),
     },
-    { phase: "mount_setattr", when: (on) => !on.byName, run: makePrivate.run },
+    { phase: "mount_setattr", when: (on) => !on.byName, run: makePrivate.run, call: (on) => ({ target: on.tree }) },
     {
       phase: "move_mount",
       when: (on) => !on.byName,
       run: (on) => on.kernel.move_mount(on.tree, "", on.root.fd, "", MOVE_MOUNT.F_EMPTY_PATH | MOVE_MOUNT.T_EMPTY_PATH),
       // Not by its path, where by now somebody else's mount may lie.
       undo: detachTree,
+      call: (on) => ({ source: on.root.fd, target: on.root.fd }),
     },
     {
       phase: "bind",
@@ -301,6 +313,7 @@ const makeMountPoint: Group = {
         detachTree(on);
         closeTree(on);
       },
+      call: (on) => ({ source: on.root.fd, target: on.root.fd, flags: MS.BIND | MS.REC }),
     },
     {
       phase: "open",
@@ -364,7 +377,7 @@ const verify: Step = {
   },
 };
 
-class NotVerified extends Error {
+export class NotVerified extends Error {
   override readonly name = "NotVerified";
 }
 
@@ -381,6 +394,7 @@ const enterOldRoot: Step = {
 const stopPropagation: Step = {
   phase: "propagation",
   run: (on) => on.kernel.mount(null, ".", null, (on.putOld === "." ? MS.SLAVE : MS.PRIVATE) | MS.REC, null),
+  call: () => ({ flags: MS.SLAVE | MS.REC }),
 };
 
 const detachOldRoot: Step = {
@@ -410,26 +424,29 @@ const arrive: Step = {
 const listOthers: Step = {
   phase: "list",
   run: (on) => {
-    const oldRoot = mountIdOf(on.oldRoot.fd);
-    const newRoot = mountIdOf(top(on).fd);
-    const mounts = mountTable(on.proc).filter((mount) => mount.id !== newRoot && mount.id !== oldRoot);
-    // Only those that are mounted on the old root itself, with what is stacked on them: what lies below goes along.
-    const stackOn = (mount: MountInfo): MountInfo[] => [
-      mount,
-      ...mounts.filter((other) => other.parentId === mount.id && other.mountPoint === mount.mountPoint).flatMap(stackOn),
-    ];
-    if (mounts.some((mount) => mount.parentId === oldRoot && mount.mountPoint === "/")) {
-      // The new root would be mounted on that, and go when it goes.
-      throw new NotVerified('something is mounted over "/"');
-    }
-    on.others = mounts
-      .filter((mount) => mount.parentId === oldRoot)
-      .sort((one, other) => one.mountPoint.length - other.mountPoint.length)
-      .flatMap(stackOn);
+    on.others = othersOf(mountTable(on.proc), mountIdOf(on.oldRoot.fd), mountIdOf(top(on).fd));
     // A locked one would have to stay, and by then others are gone: better to find it now.
     for (const mount of on.others) refuseLocked(on.kernel, mount);
   },
 };
+
+/** The mounts that `move` would leave behind, those that may cover others first. */
+export function othersOf(table: readonly MountInfo[], oldRoot: number, newRoot: number): MountInfo[] {
+  const mounts = table.filter((mount) => mount.id !== newRoot && mount.id !== oldRoot);
+  // Only those that are mounted on the old root itself, with what is stacked on them: what lies below goes along.
+  const stackOn = (mount: MountInfo): MountInfo[] => [
+    mount,
+    ...mounts.filter((other) => other.parentId === mount.id && other.mountPoint === mount.mountPoint).flatMap(stackOn),
+  ];
+  if (mounts.some((mount) => mount.parentId === oldRoot && mount.mountPoint === "/")) {
+    // The new root would be mounted on that, and go when it goes.
+    throw new NotVerified('something is mounted over "/"');
+  }
+  return mounts
+    .filter((mount) => mount.parentId === oldRoot)
+    .sort((one, other) => one.mountPoint.length - other.mountPoint.length)
+    .flatMap(stackOn);
+}
 
 /** As {@link probeLock}, for a mount that can be seen: one that another covers is for {@link detachOthers} to meet. */
 function refuseLocked(kernel: Kernel, { id, mountPoint, mountPointBytes }: MountInfo): void {
@@ -460,6 +477,7 @@ const moveOntoRoot: Step = {
     on.kernel.fchdir(top(on).fd);
     on.kernel.mount(".", on.path, null, MS.MOVE, null);
   },
+  call: () => ({ flags: MS.MOVE }),
 };
 
 const changeRoot: Step = {
@@ -487,7 +505,7 @@ const detachOthers: Step = {
 
 // --- The methods
 
-const methods: Readonly<Record<RootMethod, Method>> = {
+export const methods: Readonly<Record<RootMethod, Method>> = {
   pivot: {
     checks: [sysAdmin, attachedRoot, ownNamespace, namespaceRoot, pivotableRoot, unsharedMounts],
     steps: [
@@ -624,17 +642,7 @@ function useFirst(
       rejected.push({ method, ...ruledOut });
       continue;
     }
-    const on: Switch = {
-      ...situation,
-      tree: -1,
-      copy: undefined,
-      bound: false,
-      byName: false,
-      privateLater: false,
-      putOld: putOld === "stacked" ? "." : temporaryName(),
-      others: [],
-      final: false,
-    };
+    const on = newSwitch(situation, putOld);
     beforeSteps?.(method);
     const failed = take(steps, on);
     if (failed === undefined) return { method, on, rejected };
@@ -643,6 +651,21 @@ function useFirst(
     if (on.final || failure.suppressed.length > 0) throw halfWay(path, failure, rejected);
   }
   throw noneLeft(path, failure, rejected);
+}
+
+/** A switch of which nothing is done yet. */
+export function newSwitch(situation: Situation, putOld: PutOld): Switch {
+  return {
+    ...situation,
+    tree: -1,
+    copy: undefined,
+    bound: false,
+    byName: false,
+    privateLater: false,
+    putOld: putOld === "stacked" ? "." : temporaryName(),
+    others: [],
+    final: false,
+  };
 }
 
 /** A step that failed, and what failed when the ones before it were taken back. */
@@ -654,15 +677,20 @@ interface Failure {
 }
 
 function rejection({ method, phase, cause }: Failure): RejectedMethod {
-  const reason = cause instanceof NotVerified ? "not-verified" : "refused";
+  const reason = cause instanceof NotVerified ? "not-verified" : knownReason(cause);
   return { method, reason, message: `${phase}: ${messageOf(cause)}`, ...(cause instanceof SyscallError && { error: cause }) };
+}
+
+export function knownReason(cause: unknown): RejectionReason {
+  const reason = cause instanceof SyscallError ? cause.reason : undefined;
+  return reason === undefined || reason === "unknown" ? "refused" : reason;
 }
 
 function halfWay(path: PathLike, failure: Failure, rejected: readonly RejectedMethod[]): SwitchRootError {
   const { method, phase, cause } = failure;
   return new SwitchRootError(
     `switching the root to '${pathText(path)}' (${method}) failed half-way, and could not be undone; this process should exit: ${phase}: ${messageOf(cause)}`,
-    { ...failure, switched: true, rejected },
+    { ...failure, switched: true, reason: rejected.at(-1)?.reason, rejected },
   );
 }
 
@@ -670,6 +698,7 @@ function noneLeft(path: PathLike, failure: Failure | undefined, rejected: readon
   const reasons = rejected.map(({ method, message }) => `${method}: ${message}`).join("; ");
   return new SwitchRootError(`cannot switch the root to '${pathText(path)}': ${reasons}`, {
     ...(failure ?? { phase: "checks" }),
+    reason: (rejected.find(({ method }) => method === failure?.method) ?? rejected[0])?.reason,
     rejected,
   });
 }
@@ -678,7 +707,7 @@ function temporaryName(): string {
   return `.pivot_root${crypto.randomUUID().slice(0, 8)}`;
 }
 
-function checkArguments(
+export function checkArguments(
   path: PathLike,
   options: SwitchRootOptions,
 ): Required<Omit<SwitchRootOptions, "methods">> & { order: readonly RootMethod[] } {
@@ -711,7 +740,7 @@ function checkArguments(
 }
 
 /** Opens everything once, before anything is changed; from here on only what is undone by name is looked up again. */
-function look(
+export function look(
   kernel: Kernel,
   path: PathLike,
   thread: ThreadRoot | undefined,
@@ -780,24 +809,29 @@ function openRoot(kernel: Kernel, path: PathLike, flags: number): { fd: number; 
 const EBUSY = 16;
 
 function refuseStrayThread(situation: Situation, path: PathLike): void {
-  let stray: string | undefined;
-  let cause: unknown;
-  try {
-    stray = strayThread(situation);
-  } catch (error) {
-    stray = `whether all threads share this one's root cannot be seen: ${messageOf(error)}`;
-    cause = error;
-  }
+  const stray = findStrayThread(situation);
   if (stray === undefined) return;
-  throw new SwitchRootError(`cannot switch the root to '${pathText(path)}': ${stray}`, { phase: "threads", cause });
+  const { message, cause } = stray;
+  const details = { phase: "threads", reason: "stray-thread", cause } as const;
+  throw new SwitchRootError(`cannot switch the root to '${pathText(path)}': ${message}`, details);
 }
 
-function firstReason(checks: readonly Check[], situation: Situation): Omit<RejectedMethod, "method"> | undefined {
+/** A thread that would stay behind, or that might: what cannot be seen is not taken for granted. */
+export function findStrayThread(situation: Situation): { message: string; cause?: unknown } | undefined {
+  try {
+    const message = strayThread(situation);
+    return message === undefined ? undefined : { message };
+  } catch (cause) {
+    return { message: `whether all threads share this one's root cannot be seen: ${messageOf(cause)}`, cause };
+  }
+}
+
+export function firstReason(checks: readonly Check[], situation: Situation): Omit<RejectedMethod, "method"> | undefined {
   for (const check of checks) {
     if (situation.newNamespace && check.metWhenNew) continue;
     try {
-      const message = check.rulesOut(situation);
-      if (message !== undefined) return { reason: check.reason, message };
+      const found = check.rulesOut(situation);
+      if (found !== undefined) return typeof found === "string" ? { reason: check.reason, message: found } : found;
     } catch (error) {
       // What cannot be seen is not taken for granted.
       const message = `whether it would be safe cannot be seen: ${messageOf(error)}`;
@@ -819,7 +853,9 @@ function take(steps: readonly (Step | Group)[], on: Switch, taken: Step[] = []):
     try {
       step.run(on);
       taken.push(step);
-    } catch (cause) {
+    } catch (error) {
+      // Before anything is taken back: what is looked for is how things are now.
+      const cause = explained(error, step.call?.(on));
       return { phase: step.phase, cause, suppressed: on.final ? [] : undo(taken, on) };
     }
   }
@@ -863,7 +899,7 @@ function isStillOpen(kernel: Kernel, { fd, stat }: Directory): boolean {
 }
 
 /** What is done is done: a descriptor that cannot be closed is no reason to say that it failed. */
-function closeQuietly(kernel: Kernel, fd: number): void {
+export function closeQuietly(kernel: Kernel, fd: number): void {
   try {
     kernel.close(fd);
   } catch (error) {
@@ -871,6 +907,6 @@ function closeQuietly(kernel: Kernel, fd: number): void {
   }
 }
 
-function messageOf(error: unknown): string {
+export function messageOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }

@@ -13,6 +13,7 @@
  * their numbers, but for execvp(3): not every libc wraps them all.
  */
 import { dlopen, type FFIFunction, type Library, type Pointer, read as peek } from "bun:ffi";
+import type { Reason } from "./reasons.ts";
 
 /** A path: a string, the bytes of one (need not be UTF-8, no closing NUL), or a `file:` URL. */
 export type PathLike = string | Uint8Array | URL;
@@ -126,22 +127,26 @@ export class SyscallError extends Error {
   declare readonly path?: string;
   /** The second path, if any. */
   declare readonly dest?: string;
+  /** Why the kernel refused, where that was looked for: `"unknown"` if it was not found. The message ends with it as a sentence. */
+  declare readonly reason?: Reason;
 
   /**
    * @param syscall The call's name.
    * @param errno The error's number as in errno(3), positive.
    * @param path What the call was done to, for the message.
    * @param dest Its second path.
+   * @param cause What was found out about it.
    */
-  constructor(syscall: string, errno: number, path?: string, dest?: string) {
+  constructor(syscall: string, errno: number, path?: string, dest?: string, cause?: { reason: Reason; message: string }) {
     const [code, description] = nameOf(errno);
     const where = path === undefined ? "" : ` '${path}'${dest === undefined ? "" : ` -> '${dest}'`}`;
-    super(`${code}: ${description}, ${syscall}${where}`);
+    super(`${code}: ${description}, ${syscall}${where}${cause === undefined ? "" : `: ${cause.message}`}`);
     this.code = code;
     this.errno = -errno;
     this.syscall = syscall;
     if (path !== undefined) this.path = path;
     if (dest !== undefined) this.dest = dest;
+    if (cause !== undefined) this.reason = cause.reason;
   }
 }
 
@@ -628,6 +633,13 @@ export function setns(fd: number, type: number): void {
   if (syscall(arm ? 268 : 308, fd, type) === -1) fail("setns");
 }
 
+/** ioctl_nsfs(2), NS_GET_USERNS: a descriptor of the user namespace that owns a namespace. EPERM: it is an outer one. */
+export function owningUserNamespace(fd: number): number {
+  const NS_GET_USERNS = 0xb701;
+  const owner = syscall(arm ? 29 : 16, fd, NS_GET_USERNS);
+  return owner === -1 ? fail("ioctl") : owner;
+}
+
 /** kcmp(2) with KCMP_FS: whether two tasks share root, working directory and umask. Numbers are those of this process's PID namespace. */
 export function sharesFs(pid1: number, pid2: number): boolean {
   const result = syscall(arm ? 272 : 312, pid1, pid2, KCMP.FS, 0, 0);
@@ -762,7 +774,10 @@ export function statNamespaceRoot(): Statx {
     // Not "ignore" for standard input: it would need a /dev/null.
     { cwd: "/", env: { BUN_BE_BUN: "1" }, stdin: "inherit", stdout: "pipe", stderr: "pipe" },
   );
-  if (exitCode !== 0) throw new Error(`the child that looks for the namespace's root failed: ${stderr.toString().trim()}`);
+  if (exitCode !== 0) {
+    const said = stderr.toString().trim();
+    throw new Error(`the child that looks for the namespace's root failed: ${/^error: (.*)$/m.exec(said)?.[1] ?? said}`);
+  }
   return statxFrom(new DataView(stdout.buffer, stdout.byteOffset, 256));
 }
 

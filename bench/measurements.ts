@@ -198,9 +198,14 @@ export async function mountTable(bench: Bench): Promise<void> {
   const file = "/proc/self/mountinfo";
   const findmnt = Bun.which("findmnt");
   await there.bun.ask("table", 20);
+  const checked = newDirectory(bench, "checked");
+  await here.bun.ask("check", 20, checked);
+  await there.bun.ask("check", 20, checked);
   await there.bun.ask("read", 20, file);
   const time = await medians(20, {
     table: () => there.bun.ask("table", 2),
+    check: () => there.bun.ask("check", 2, checked),
+    checkFew: () => here.bun.ask("check", 2, checked),
     read: () => there.bun.ask("read", 2, file),
     readC: there.c && (() => there.c?.ask("read", 2, file) ?? Promise.resolve([])),
   });
@@ -209,6 +214,7 @@ export async function mountTable(bench: Bench): Promise<void> {
   });
   const [name, named] = [`mounted("/proc"), ${few} mounts`, `mounted("/proc"), ${many} mounts`];
   const table = `getMounts(), ${many} mounts`;
+  const check = `checkRoot(), ${many} mounts`;
   print([
     {
       what: name,
@@ -226,6 +232,8 @@ export async function mountTable(bench: Bench): Promise<void> {
     { what: table, nanoseconds: time.table, beside: { what: "reading the file", nanoseconds: time.read }, limit: { times: 1.2 } },
     { what: table, nanoseconds: time.table, beside: { what: "C, reading the file", nanoseconds: time.readC } },
     { what: table, nanoseconds: time.table, beside: { what: "findmnt", nanoseconds: program.findmnt } },
+    { what: check, nanoseconds: time.check, beside: { what: "getMounts()", nanoseconds: time.table } },
+    { what: check, nanoseconds: time.check, beside: { what: `${few} mounts`, nanoseconds: time.checkFew } },
   ]);
 }
 

@@ -6,6 +6,7 @@
 import { mkdirSync, readdirSync, readFileSync } from "node:fs";
 import { parseArgs } from "node:util";
 import { measure } from "mitata";
+import { checkRoot } from "../checkroot.ts";
 import { getMounts, isBelow, mounted } from "../mountinfo.ts";
 import { type PutOld, switchRoot, switchRootOfThread, switchRootOn } from "../switchroot.ts";
 import {
@@ -180,6 +181,7 @@ const commands: Readonly<Record<string, Command>> = {
   "detached-close": (root) => detached(kernel, textOf(root)),
   namespace: (root, putOld) => inNamespace(textOf(root), textOf(putOld)),
   table: () => timed(() => getMounts()),
+  check: (path) => timed(() => checkRoot(textOf(path))),
   read: (path) => timed(() => readWhole(textOf(path))),
   spawn,
 };

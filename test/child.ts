@@ -13,7 +13,10 @@ const checkout = resolve(import.meta.dir, "..");
 const prelude = `
   import { heapStats } from "bun:jsc";
   import * as fs from "node:fs";
+  import { checkRoot } from "${checkout}/checkroot.ts";
   import * as checks from "${checkout}/checks.ts";
+  import { explained } from "${checkout}/diagnose.ts";
+  import * as mounts from "${checkout}/mount.ts";
   import * as mountinfo from "${checkout}/mountinfo.ts";
   import * as syscalls from "${checkout}/syscalls.ts";
   import { SwitchRootError, switchRoot, switchRootOn } from "${checkout}/switchroot.ts";

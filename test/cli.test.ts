@@ -122,7 +122,7 @@ for (const { name, command: mounttree } of ways) {
       test("a process without capabilities", () =>
         fails(
           [...noCapabilities, ...mounttree, "run", onTmpfs, "true"],
-          /taking a mount namespace, which needs root \(CAP_SYS_ADMIN\): EPERM/,
+          /taking a mount namespace, which needs root \(CAP_SYS_ADMIN\): EPERM: .*: this process does not have CAP_SYS_ADMIN/,
         ));
     });
 
@@ -341,11 +341,81 @@ for (const { name, command: mounttree } of ways) {
       });
     });
 
+    describe("check", () => {
+      const check = (prefix: string[], ...args: string[]) => run([...prefix, ...mounttree, "check", ...args]);
+      const rows = (stdout: string) =>
+        [...stdout.matchAll(/^(pivot|move|detached|chroot) +(yes|no) *([a-z-]*)/gm)].map((row) => row.slice(1));
+
+      test("says by which methods it would work, and what it speaks of; exit status 0", async () => {
+        const { status, stdout, stderr } = await check(["unshare", "--mount"], onTmpfs);
+        expect({ status, stderr }).toEqual({ status: 0, stderr: "" });
+        expect(rows(stdout)).toEqual(["pivot", "move", "detached", "chroot"].map((method) => [method, "yes", ""]));
+        expect(stdout).toStartWith(`${onTmpfs} as "/" of a process that is started here, as it is:\n`);
+        expect(stdout).toEndWith(
+          "mounttree run takes a mount namespace of its own first: ask as 'unshare --mount mounttree check ROOT'.\n",
+        );
+      });
+
+      test("says why not", async () => {
+        const { status, stdout } = await check([], onTmpfs);
+        expect(rows(stdout).slice(0, 3)).toEqual([
+          ["pivot", "no", "namespace-shared"],
+          ["move", "no", "namespace-shared"],
+          ["detached", "yes", ""],
+        ]);
+        expect(status).toBe(0);
+      });
+
+      test("ends with 1 if chroot alone would work, or nothing", async () => {
+        const weak = await check(["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"], onTmpfs);
+        expect(rows(weak.stdout).map(([, works]) => works)).toEqual(["no", "no", "no", "yes"]);
+        expect(weak.status).toBe(1);
+        expect(await check(noCapabilities, onTmpfs)).toMatchObject({ status: 1, stderr: "" });
+      });
+
+      test("names what would be lost", async () => {
+        const { stdout } = await shellApart(
+          'mkdir "$1/tmp/lost"; mount -t tmpfs t "$1/tmp/lost"; mount --make-unbindable "$1/tmp/lost"; root=$1; shift; "$@" check "$root"; umount "$root/tmp/lost"; rmdir "$root/tmp/lost"',
+          [onTmpfs, ...mounttree],
+        );
+        expect(stdout).toContain(`without what is mounted on ${onTmpfs}/tmp/lost (unbindable)\n`);
+      });
+
+      test("--json has the same for programs", async () => {
+        const { status, stdout } = await check(["unshare", "--mount", ...noCapabilities], "--json", onTmpfs);
+        expect(status).toBe(1);
+        expect(JSON.parse(stdout)).toMatchObject({
+          root: onTmpfs,
+          methods: ["pivot", "move", "detached", "chroot"].map((method) => ({
+            method,
+            works: false,
+            reason: method === "chroot" ? "no-cap-sys-chroot" : "no-cap-sys-admin",
+            lost: [],
+          })),
+        });
+      });
+
+      test("changes nothing", async () => {
+        const script = 'cat /proc/self/mountinfo; "$@" >/dev/null; echo; cat /proc/self/mountinfo';
+        const { stdout } = await shellApart(script, [...mounttree, "check", onTmpfs]);
+        const [before, afterwards] = stdout.split("\n\n");
+        expect(afterwards?.trim()).toBe(before?.trim() ?? "nothing");
+      });
+
+      test("ends with 125 for what can be no ROOT", async () => {
+        await fails([...mounttree, "check"], /check: ROOT is missing[\s\S]*mounttree check --help/);
+        await fails([...mounttree, "check", "/usr", "/tmp"], /check: one ROOT at a time, not '\/tmp' as well/);
+        await fails([...mounttree, "check", "--long", "/usr"], /check: unknown option '--long'/);
+        await fails([...mounttree, "check", "/nowhere"], /cannot switch the root to '\/nowhere': ENOENT/);
+        await fails([...mounttree, "check", "/"], /cannot switch the root to '\/': EBUSY/);
+      });
+    });
+
     test("--help and --version answer on standard output", async () => {
       expect(await run([...mounttree, "--version"])).toMatchObject({ status: 0, stdout: `mounttree ${version}\n`, stderr: "" });
       for (const [options, words] of [
-        [["--help"], ["mounttree run", "mounttree ls"]],
-        [["-h"], ["mounttree run", "mounttree ls"]],
+        [["--help"], ["mounttree run", "mounttree ls", "mounttree check"]],
+        [["-h"], ["mounttree run", "mounttree ls", "mounttree check"]],
         [
           ["run", "--help"],
           ["usage: mounttree run", "--ro-bind SRC DEST", "--keep-fds", "125", "126", "127"],
@@ -354,6 +424,10 @@ for (const { name, command: mounttree } of ways) {
         [
           ["ls", "--help"],
           ["usage: mounttree ls", "--json"],
+        ],
+        [
+          ["check", "--help"],
+          ["usage: mounttree check", "--json", "unshare --mount mounttree check", "125"],
         ],
       ] as const) {
         const { status, stdout, stderr } = await run([...mounttree, ...options]);
