@@ -15,6 +15,7 @@ export {
   prefixFilter,
   singleEntryFilter,
 } from "./mountinfo.ts";
+export { type EnterMountNamespaceOptions, enterMountNamespace, NamespaceError, type NamespaceReason } from "./namespace.ts";
 export {
   type PutOld,
   type RejectedMethod,
