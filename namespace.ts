@@ -35,6 +35,7 @@ import {
   readDirectory,
   readFile,
   readlinkat,
+  STATX,
   SyscallError,
   setEnvironment,
   statx,
@@ -400,10 +401,19 @@ function isInFirstDirectory(rest: readonly string[]): boolean {
   if (Bun.main.endsWith("/[eval]")) return Bun.main === `${process.cwd().replace(/\/$/, "")}/[eval]`;
   const script = rest.findLast((argument) => !argument.startsWith("-") && argument !== "run");
   if (script === undefined || script.startsWith("/")) return true;
+  return isSameFile(script, Bun.main) || isSameFile(`${script}${/\.\w+$/.exec(Bun.main)?.[0] ?? ""}`, Bun.main);
+}
+
+function isSameFile(one: string, other: string): boolean {
   try {
-    return Bun.resolveSync(`./${script}`, process.cwd()) === Bun.main;
-  } catch {
-    return false;
+    const [{ ino, devMajor, devMinor }, found] = [
+      statx(AT.FDCWD, one, 0, STATX.BASIC_STATS),
+      statx(AT.FDCWD, other, 0, STATX.BASIC_STATS),
+    ];
+    return ino === found.ino && devMajor === found.devMajor && devMinor === found.devMinor;
+  } catch (error) {
+    if (error instanceof SyscallError) return false;
+    throw error;
   }
 }
 
@@ -459,6 +469,11 @@ function strings(path: string): Uint8Array[] {
   return found;
 }
 
+/** Whether an entry of the environment is this variable's. */
+function isNamed(entry: Uint8Array, name: string): boolean {
+  return entry[name.length] === 0x3d && entry[0] === name.charCodeAt(0) && pathText(entry).startsWith(`${name}=`);
+}
+
 function latin1(bytes: Uint8Array): string {
   return Buffer.from(bytes).toString("latin1");
 }
@@ -468,12 +483,15 @@ function latin1(bytes: Uint8Array): string {
  * instance. And the channel to a parent, by IPC.
  */
 function inherited(environment: readonly Uint8Array[]): number[] {
-  const all = new Map(numbersIn("/proc/self/fd").map((fd) => [fd, linkOf(`/proc/self/fd/${fd}`)]));
   const found: number[] = [];
-  for (let fd = 3; all.get(fd) !== undefined && all.get(fd) !== "anon_inode:[eventpoll]"; fd++) found.push(fd);
-  const entry = environment.map(pathText).find((text) => text.startsWith("NODE_CHANNEL_FD="));
-  const channel = Number(entry?.slice("NODE_CHANNEL_FD=".length));
-  if (all.get(channel) !== undefined && !found.includes(channel)) found.push(channel);
+  for (let fd = 3; ; fd++) {
+    const link = linkOf(`/proc/self/fd/${fd}`);
+    if (link === undefined || link === "anon_inode:[eventpoll]") break;
+    found.push(fd);
+  }
+  const entry = environment.find((each) => isNamed(each, "NODE_CHANNEL_FD"));
+  const channel = entry === undefined ? -1 : Number(pathText(entry).slice("NODE_CHANNEL_FD=".length));
+  if (linkOf(`/proc/self/fd/${channel}`) !== undefined && !found.includes(channel)) found.push(channel);
   return found;
 }
 
@@ -694,7 +712,7 @@ export function restartAlone(): void {
   }
   refuseWhatCannotRestart();
   const environment = strings("/proc/self/environ");
-  const isOurs = (entry: Uint8Array): boolean => oneThread.some((each) => pathText(entry).startsWith(`${nameOf(each)}=`));
+  const isOurs = (entry: Uint8Array): boolean => oneThread.some((each) => isNamed(entry, nameOf(each)));
   const restarted: Marker = {
     pid: process.pid,
     comm: ownName(),
