@@ -276,10 +276,7 @@ describe("the program that goes on", () => {
     expect({ lines: stdout.trim().split("\n"), stderr }).toEqual({ lines: [one, one], stderr: "" });
   });
   test("takes the namespace anew each time that --watch starts it again, and once with --hot", async () => {
-    for (const [flag, namespaces] of [
-      ["--watch", 2],
-      ["--hot", 1],
-    ] as const) {
+    for (const flag of ["--watch", "--hot"]) {
       const path = program(
         'enterMountNamespace(); console.log("run", process.pid, fs.readlinkSync("/proc/self/ns/mnt"), 1); setInterval(() => {}, 1000);',
       );
@@ -296,7 +293,8 @@ describe("the program that goes on", () => {
       expect(lines[1]).toMatch(/ 2$/);
       expect(lines.join()).not.toContain(outside);
       expect(new Set(lines.map((line) => line.split(" ")[1])).size).toBe(1);
-      expect(namespaces).toBeGreaterThan(0);
+      // What --watch starts anew may get the number of the namespace that has ended; with --hot it is the same one.
+      if (flag === "--hot") expect(new Set(lines.map((line) => line.split(" ")[2])).size).toBe(1);
     }
   }, 20_000);
 });
