@@ -51,6 +51,8 @@ async function inside(): Promise<void> {
   console.log(`  await fs.promises...    reads  ${await fs.promises.readFile(`${directory}/which`, "utf8")}\n`);
   const own = fs.readlinkSync("/proc/self/ns/mnt");
   for (const thread of fs.readdirSync("/proc/self/task")) {
+    // One of the collector's may have ended in the meantime.
+    if (!fs.existsSync(`/proc/self/task/${thread}/comm`)) continue;
     const name = fs.readFileSync(`/proc/self/task/${thread}/comm`, "utf8").trim();
     const namespace = fs.readlinkSync(`/proc/self/task/${thread}/ns/mnt`);
     console.log(`  ${name.padEnd(14)} ${namespace}${namespace === own ? "" : "   left behind"}`);

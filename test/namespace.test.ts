@@ -15,7 +15,11 @@ const imports = `
   import { restartAlone } from "${checkout}/namespace.ts";
   import * as syscalls from "${checkout}/syscalls.ts";
   const threads = () => fs.readdirSync("/proc/self/task");
-  const namespaces = () => [...new Set(threads().map((thread) => fs.readlinkSync(\`/proc/self/task/\${thread}/ns/mnt\`)))];
+  // A thread of the collector may end while it is looked at.
+  const ofThreads = (look) => threads().flatMap((thread) => {
+    try { return [look("/proc/self/task/" + thread)]; } catch (error) { if (["ENOENT", "ESRCH"].includes(error.code)) return []; throw error; }
+  });
+  const namespaces = () => [...new Set(ofThreads((thread) => fs.readlinkSync(thread + "/ns/mnt")))];
   const tell = (value) => fs.writeSync(1, "\\n" + JSON.stringify(value));
 `;
 
@@ -50,7 +54,7 @@ const outside = fs.readlinkSync("/proc/self/ns/mnt");
 /** Uses asynchronous I/O, takes the namespace, switches, and looks from everywhere. */
 const everywhere = `
   await Promise.all(Array.from({ length: 300 }, () => fs.promises.readFile("/proc/self/smaps")));
-  const pool = () => threads().filter((thread) => fs.readFileSync(\`/proc/self/task/\${thread}/comm\`, "utf8").startsWith("Bun Pool")).length;
+  const pool = () => ofThreads((thread) => fs.readFileSync(thread + "/comm", "utf8")).filter((name) => name.startsWith("Bun Pool")).length;
   const poolBefore = pool();
   enterMountNamespace(JSON.parse(process.env.OPTIONS ?? "{}"));
   const root = "${directory}/root" + process.pid;
@@ -78,7 +82,7 @@ const everywhere = `
   \`;
   const worker = new Worker(URL.createObjectURL(new Blob([source], { type: "application/javascript" })));
   const fromWorker = await new Promise((resolve) => worker.addEventListener("message", ({ data }) => resolve(data), { once: true }));
-  const roots = threads().map((thread) => fs.statSync(\`/proc/self/task/\${thread}/root\`)).map(({ dev, ino }) => dev + ":" + ino);
+  const roots = ofThreads((thread) => fs.statSync(thread + "/root")).map(({ dev, ino }) => dev + ":" + ino);
   const { dev, ino } = fs.statSync("/");
   const input = process.env.INPUT ? (await Bun.stdin.bytes()).reduce((sum, byte) => sum + byte, 0) : undefined;
   tell({
