@@ -226,14 +226,18 @@ export function ownsNamespace(proc: number, namespace: "mnt" | "pid"): boolean |
 }
 
 /**
- * The mount that this process made the root of a mount namespace in which no other process lived then. Its unique ID is never used
+ * A mount that was "/" in a mount namespace in which no other process lived then. Its unique ID is never used
  * again, and a mount never changes its namespace, so the ID stands for the namespace as well.
  */
-let own: { mountId: bigint; faultsOfChildren: number } | undefined;
+let own: { mountId: bigint; faultsOfChildren: number; root: boolean } | undefined;
 
-/** Remembers that the mount which is "/" now is the root of a namespace of this process's own. */
-export function rememberOwn({ stat }: Directory): void {
-  if (stat.mask & STATX.MNT_ID_UNIQUE) own = { mountId: stat.mountId, faultsOfChildren: faultsOfChildren() };
+/**
+ * Remembers that the mount which is "/" now is in a namespace of this process's own.
+ *
+ * @param root Whether it is the root of that namespace. Default: yes.
+ */
+export function rememberOwn({ stat }: Directory, root = true): void {
+  if (stat.mask & STATX.MNT_ID_UNIQUE) own = { mountId: stat.mountId, faultsOfChildren: faultsOfChildren(), root };
 }
 
 function isRememberedOwn({ stat }: Directory): boolean {
@@ -409,7 +413,7 @@ export const namespaceRoot: Check = {
   rulesOut(situation) {
     const { oldRoot } = situation;
     if (!isMountRoot(oldRoot)) return "this process was chrooted: its root is a plain directory";
-    if (isRememberedOwn(oldRoot) || coversAbsoluteRoot(situation)) return undefined;
+    if ((own?.root && isRememberedOwn(oldRoot)) || coversAbsoluteRoot(situation)) return undefined;
     // Exact, but it takes the start of a process.
     try {
       const isRoot = isSame(statNamespaceRoot(), oldRoot.stat);

@@ -17,6 +17,7 @@ export {
   prefixFilter,
   singleEntryFilter,
 } from "./mountinfo.ts";
+export { type EnterMountNamespaceOptions, enterMountNamespace, NamespaceError, type NamespaceReason } from "./namespace.ts";
 export type { Reason } from "./reasons.ts";
 export {
   type PutOld,

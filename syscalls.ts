@@ -103,7 +103,7 @@ export const MOUNT_ATTR = { RDONLY: 1, NOSUID: 2, NODEV: 4, NOEXEC: 8 } as const
 
 export const KCMP = { FS: 3 } as const;
 export const CAP = { SYS_CHROOT: 18, SYS_ADMIN: 21 } as const;
-export const F = { GETFD: 1, SETFD: 2, GETFL: 3, SETFL: 4 } as const;
+export const F = { DUPFD: 0, GETFD: 1, SETFD: 2, GETFL: 3, SETFL: 4 } as const;
 export const FD_CLOEXEC = 1;
 export const CLOSE_RANGE = { CLOEXEC: 4 } as const;
 export const PROC_SUPER_MAGIC = 0x9fa0;
@@ -403,6 +403,13 @@ export function readFile(path: PathLike, dirfd: number = AT.FDCWD): Uint8Array {
   }
 }
 
+/** memfd_create(2): the descriptor of a new file in memory, close-on-exec. It is to be seen as `/memfd:NAME (deleted)`. */
+export function memfd_create(name: string): number {
+  const MFD_CLOEXEC = 1;
+  const fd = syscall(arm ? 279 : 319, toText(name, "name"), MFD_CLOEXEC);
+  return fd === -1 ? fail("memfd_create", name) : fd;
+}
+
 /** readlinkat(2): the link's bytes. */
 export function readlinkat(dirfd: number, path: PathLike): Uint8Array {
   const name = toPath(path);
@@ -656,6 +663,20 @@ export function hasCapability(capability: number): boolean {
   return ((word >>> (capability % 32)) & 1) === 1;
 }
 
+/** capset(2) and prctl(2): this thread's inheritable and ambient capabilities, which a program that it executes would get, are none. */
+export function dropInheritableCapabilities(): void {
+  const [PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL] = [47, 4];
+  if (syscall(arm ? 167 : 157, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) === -1) fail("prctl");
+  const { bytes, view, answer } = memory ?? allocate();
+  view.setUint32(0, 0x20080522, true); // _LINUX_CAPABILITY_VERSION_3
+  view.setInt32(4, 0, true);
+  if (syscall(arm ? 90 : 125, bytes, answer) === -1) fail("capget");
+  // Two times effective, permitted, inheritable.
+  view.setUint32(ANSWER + 8, 0, true);
+  view.setUint32(ANSWER + 20, 0, true);
+  if (syscall(arm ? 91 : 126, bytes, answer) === -1) fail("capset");
+}
+
 /**
  * getrusage(2) with RUSAGE_CHILDREN: the page faults of all children that have ended and were waited for, and of theirs. It grows
  * with each of them.
@@ -667,7 +688,7 @@ export function faultsOfChildren(): number {
   return Number(view.getBigUint64(64, true));
 }
 
-/** fcntl(2) with a command that takes a number: `F.GETFD`, `F.SETFD`, `F.GETFL`, `F.SETFL`. Returns what the command does. */
+/** fcntl(2) with a command that takes a number: `F.DUPFD`, `F.GETFD`, `F.SETFD`, `F.GETFL`, `F.SETFL`. Returns what the command does. */
 export function fcntl(fd: number, command: number, argument = 0): number {
   const result = syscall(arm ? 25 : 72, fd, command, argument);
   return result === -1 ? fail("fcntl") : result;
@@ -716,20 +737,36 @@ export function limitOfFiles(pid: number, soft?: number): { soft: number; hard: 
  */
 export function execvp(argv: readonly [PathLike, ...PathLike[]]): never {
   libc ??= bind();
-  const command = toPath(argv[0], "the command") as CString;
-  // Closed by a NULL. From 1000 bytes on Bun does not move it.
-  const pointers = new DataView(new ArrayBuffer(1024 + 8 * argv.length));
+  libc.execvp(toPath(argv[0], "the command") as CString, pointersTo(argv));
+  return fail("execvp", argv[0]);
+}
+
+/**
+ * execve(2): replaces this process by the program in a file. The other threads of this process end. Returns only by throwing.
+ *
+ * @param environment All of it, each entry as `NAME=value`.
+ */
+export function execve(path: PathLike, argv: readonly PathLike[], environment: readonly PathLike[]): never {
+  libc ??= bind();
+  syscall(arm ? 221 : 59, toPath(path), pointersTo(argv), pointersTo(environment));
+  return fail("execve", path);
+}
+
+/** An array of pointers to strings, closed by a NULL. */
+function pointersTo(strings: readonly PathLike[]): Uint8Array<ArrayBuffer> {
+  libc ??= bind();
+  // From 1000 bytes on Bun does not move it.
+  const pointers = new DataView(new ArrayBuffer(1024 + 8 * strings.length));
   let at = 0;
-  for (const argument of argv) {
+  for (const each of strings) {
     // Copied by libc: a string has no address of its own. If execve(2) fails, the copies stay.
-    const string = libc.strdup(toPath(argument, "an argument") as CString) as Pointer | null;
+    const string = libc.strdup(toPath(each, "an argument") as CString) as Pointer | null;
     if (string === null) fail("strdup");
     pointers.setUint32(at, string, true);
     pointers.setUint32(at + 4, string / 2 ** 32, true);
     at += 8;
   }
-  libc.execvp(command, new Uint8Array(pointers.buffer));
-  return fail("execvp", argv[0]);
+  return new Uint8Array(pointers.buffer);
 }
 
 /** waitid(2), nothing waited for: whether this process has children, zombies included. */
@@ -779,6 +816,117 @@ export function statNamespaceRoot(): Statx {
     throw new Error(`the child that looks for the namespace's root failed: ${/^error: (.*)$/m.exec(said)?.[1] ?? said}`);
   }
   return statxFrom(new DataView(stdout.buffer, stdout.byteOffset, 256));
+}
+
+/**
+ * What {@link programOfUserNamespace} reads from its descriptor. It writes there what else it found, and adds `namespace`, the link
+ * `ns/mnt` of the new namespace, or `refusal`, what the kernel refused. Strings have a character for each byte.
+ */
+export interface UserNamespacePlan {
+  /** The working directory's descriptor. */
+  readonly cwd: number;
+  /** The descriptors that the program gets; the one that this was read from, too. */
+  readonly keep: readonly number[];
+  /** What is written to these files, once the namespaces are there. */
+  readonly files: readonly (readonly [path: string, text: string])[];
+  /** The propagation of "/" there, as flags of mount(2). */
+  readonly propagation: number;
+  /** Whether the capabilities have to survive the execve(2) as ambient ones, since the program does not run as user 0. */
+  readonly ambient: boolean;
+  readonly argv: readonly string[];
+  readonly environment: readonly string[];
+}
+
+/**
+ * A program for `bun -e`, which takes a user namespace and a mount namespace, for which it must have one thread only, and executes
+ * /proc/self/exe again. It stands for itself: a compiled program that is started as the bun command has no files.
+ *
+ * @param fd The descriptor of an {@link UserNamespacePlan}, as JSON, of so many bytes.
+ */
+export function programOfUserNamespace(fd: number, bytes: number): string {
+  return `
+    import { dlopen, ptr, read } from "bun:ffi";
+    const { syscall, __errno_location } = dlopen("libc.so.6", {
+      syscall: { args: ["i64", "cstring", "cstring", "cstring", "cstring", "cstring"], returns: "i32" },
+      __errno_location: { args: [], returns: "ptr" },
+    }).symbols;
+    let entered = false;
+    const call = (name, number, ...args) => {
+      const result = syscall(number, ...args);
+      if (result !== -1) return result;
+      const errno = read.i32(__errno_location(), 0);
+      throw Object.assign(new Error(name + " failed with errno " + errno), { refusal: { syscall: name, errno, entered } });
+    };
+
+    const plan = new Uint8Array(${Math.max(bytes, 1024)});
+    call("pread", ${arm ? 67 : 17}, ${fd}, plan, ${bytes}, 0);
+    const { cwd, keep, files, propagation, argv, environment, ...others } = JSON.parse(Buffer.from(plan.subarray(0, ${bytes})).toString());
+    const answer = {};
+    try {
+      call("unshare", ${arm ? 97 : 272}, ${CLONE.NEWUSER | CLONE.NEWNS});
+      entered = true;
+      for (const [path, text] of files) {
+        const file = call("open", ${arm ? 56 : 257}, ${AT.FDCWD}, path, ${O.WRONLY | O.CLOEXEC}, 0);
+        const bytes = Buffer.from(text);
+        call("write", ${arm ? 64 : 1}, file, bytes, bytes.length);
+        call("close", ${arm ? 57 : 3}, file);
+      }
+      call("mount", ${arm ? 40 : 165}, null, "/", null, propagation, null);
+      if (others.ambient) {
+        const header = new Uint32Array([0x20080522, 0]);
+        const sets = new Uint32Array(6);
+        call("capget", ${arm ? 90 : 125}, header, sets);
+        sets[2] = sets[1];
+        sets[5] = sets[4];
+        call("capset", ${arm ? 91 : 126}, header, sets);
+        const [PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE] = [47, 2];
+        for (let capability = 0; capability < 64; capability++) {
+          const has = (sets[capability < 32 ? 1 : 4] >>> (capability % 32)) & 1;
+          if (has) call("prctl", ${arm ? 167 : 157}, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0, 0);
+        }
+      }
+      const link = new Uint8Array(1024);
+      const length = call("readlink", ${arm ? 78 : 267}, ${AT.FDCWD}, "/proc/self/ns/mnt", link, 1024);
+      answer.namespace = Buffer.from(link.subarray(0, length)).toString();
+    } catch (error) {
+      if (!error.refusal) throw error;
+      answer.refusal = error.refusal;
+    }
+    const text = Buffer.from(JSON.stringify({ ...others, ...answer }));
+    call("ftruncate", ${arm ? 46 : 77}, ${fd}, 0);
+    call("pwrite", ${arm ? 68 : 18}, ${fd}, text, text.length, 0);
+    call("fchdir", ${arm ? 50 : 81}, cwd);
+    call("close", ${arm ? 57 : 3}, cwd);
+    for (const kept of [${fd}, ...keep]) call("fcntl", ${arm ? 25 : 72}, kept, ${F.SETFD}, 0);
+    // What is pointed to must not move: it is one buffer each, and long.
+    const vector = (strings) => {
+      const bytes = Buffer.from(strings.map((each) => each + "\\0").join("") + "\\0".repeat(1024), "latin1");
+      const memory = new Uint8Array(new ArrayBuffer(bytes.length));
+      memory.set(bytes);
+      const pointers = new BigUint64Array(new ArrayBuffer(1024 + 8 * strings.length));
+      let at = 0;
+      strings.forEach((each, index) => {
+        pointers[index] = BigInt(ptr(memory) + at);
+        at += each.length + 1;
+      });
+      return { memory, pointers };
+    };
+    const [one, other] = [vector(argv), vector(environment)];
+    globalThis.kept = [one, other];
+    call("execve", ${arm ? 221 : 59}, "/proc/self/exe", one.pointers, other.pointers);
+  `;
+}
+
+/** setenv(3), or unsetenv(3) without a value: what a program gets that is executed by {@link execvp}. `process.env` stays as it is. */
+export function setEnvironment(name: string, value?: string): void {
+  // Bound only here: the command does without, and has no time to lose.
+  const { setenv, unsetenv } = dlopen("libc.so.6", {
+    setenv: { args: ["cstring", "cstring", "i32"], returns: "i32" },
+    unsetenv: { args: ["cstring"], returns: "i32" },
+  } as const).symbols;
+  const text = toText(name, "name") as unknown as CString;
+  const result = value === undefined ? unsetenv(text) : setenv(text, toText(value, "value"), 1);
+  if (result === -1) fail(value === undefined ? "unsetenv" : "setenv");
 }
 
 /** The calls by which `switchRoot` looks and acts. A test puts a kernel of its own in their place, to make them fail. */

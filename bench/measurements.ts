@@ -15,6 +15,9 @@ export interface Bench {
   mounttree: string;
   empty: string;
   emptyAlike: string;
+  /** enter.ts, and the same compiled. */
+  enter: string;
+  enterCompiled: string;
 }
 
 const few = 20;
@@ -288,6 +291,32 @@ export async function processes(bench: Bench): Promise<void> {
       beside("unshare -m --root", time.unshare),
       beside("an empty compiled program", time.empty),
       beside("/bin/true, no root", time.true),
+    ]);
+  }
+}
+
+export async function enteringNamespaces(bench: Bench): Promise<void> {
+  await using peers = new AsyncDisposableStack();
+  const starter = peers.use(new Peer({ floor: bench.floor ?? "" }));
+  section(
+    "enterMountNamespace, first of all in a program that then ends: what it adds to the start of that program",
+    "It starts the program once more, with user: true two times; a compiled program that has one thread yet, it does not.",
+    '"after a read": asynchronous I/O comes first, and so do its threads.',
+  );
+  for (const [name, command, ...first] of [
+    ["bun x.ts", [process.execPath, bench.enter]],
+    ["bun x.ts, after a read", [process.execPath, bench.enter], "pool"],
+    ["compiled", [bench.enterCompiled]],
+    ["compiled, after a read", [bench.enterCompiled], "pool"],
+  ] as const) {
+    const start = (how: string) => () => starter.ask("spawn", 1, ...command, how, ...first);
+    const tasks = { none: start("none"), mount: start("mount"), user: start("user") };
+    await medians(3, tasks);
+    const time = await medians(40, tasks);
+    const beside = { what: "the program without it", nanoseconds: time.none };
+    print([
+      { what: name, nanoseconds: difference(time.mount, time.none), beside, limit: { times: 1.4 } },
+      { what: `${name}, user: true`, nanoseconds: difference(time.user, time.none), beside, limit: { times: 2.8 } },
     ]);
   }
 }

@@ -8,7 +8,15 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { availableParallelism, loadavg, release } from "node:os";
 import { join } from "node:path";
 import { scripts } from "../package.json" with { type: "json" };
-import { type Bench, detached, mountTable, newNamespaces, pivotAgainAndAgain, processes } from "./measurements.ts";
+import {
+  type Bench,
+  detached,
+  enteringNamespaces,
+  mountTable,
+  newNamespaces,
+  pivotAgainAndAgain,
+  processes,
+} from "./measurements.ts";
 import { missedLimits, section } from "./report.ts";
 
 const checkout = join(import.meta.dir, "..");
@@ -53,12 +61,15 @@ function compile(outfile: string, build: readonly string[]): string {
 function prepare(directory: string): Bench {
   const empty = `${directory}/empty.ts`;
   writeFileSync(empty, "export {};\n");
+  const enter = join(import.meta.dir, "enter.ts");
   return {
     directory,
     floor: compileFloor(directory),
     mounttree: compileAlike("cli.ts", `${directory}/mounttree`),
     empty: compile(`${directory}/empty`, ["build", empty, "--compile", "--outfile", `${directory}/empty`]),
     emptyAlike: compileAlike(empty, `${directory}/empty-alike`),
+    enter,
+    enterCompiled: compile(`${directory}/enter`, ["build", enter, "--compile", "--outfile", `${directory}/enter`]),
   };
 }
 
@@ -82,6 +93,7 @@ try {
   await newNamespaces(bench);
   await mountTable(bench);
   await processes(bench);
+  await enteringNamespaces(bench);
 } finally {
   const after = hostTable();
   const changed = [...before.filter((line) => !after.includes(line)), ...after.filter((line) => !before.includes(line))];
