@@ -5,6 +5,7 @@ import { type Call, explained } from "./diagnose.ts";
 import { ExecError, exec, prepareExec } from "./exec.ts";
 import { drawTree, printableText } from "./ls.ts";
 import { version } from "./package.json" with { type: "json" };
+import { restartAlone } from "./restart.ts";
 import { bindInside, devInside, openBound, openDirectory, procInside, tmpfsInside } from "./rootfs.ts";
 import { type PutOld, type RootMethod, switchRootOfThread } from "./switchroot.ts";
 import {
@@ -278,6 +279,7 @@ function enter(path: Argument, { mounts, methods, putOld, directory, user, mapRo
   try {
     if (user || !tookMountNamespace()) {
       doing = userNamespace;
+      restartAlone();
       enterUserNamespace(mapRoot);
     }
     // Not private: what the host unmounts should not stay busy here.

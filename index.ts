@@ -17,8 +17,9 @@ export {
   prefixFilter,
   singleEntryFilter,
 } from "./mountinfo.ts";
-export { type EnterMountNamespaceOptions, enterMountNamespace, NamespaceError, type NamespaceReason } from "./namespace.ts";
+export { type EnterMountNamespaceOptions, enterMountNamespace } from "./namespace.ts";
 export type { Reason } from "./reasons.ts";
+export { NamespaceError, type NamespaceReason } from "./restart.ts";
 export {
   type PutOld,
   type RejectedMethod,

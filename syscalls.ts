@@ -103,7 +103,7 @@ export const MOUNT_ATTR = { RDONLY: 1, NOSUID: 2, NODEV: 4, NOEXEC: 8 } as const
 
 export const KCMP = { FS: 3 } as const;
 export const CAP = { SYS_CHROOT: 18, SYS_ADMIN: 21 } as const;
-export const F = { DUPFD: 0, GETFD: 1, SETFD: 2, GETFL: 3, SETFL: 4 } as const;
+export const F = { GETFD: 1, SETFD: 2, GETFL: 3, SETFL: 4 } as const;
 export const FD_CLOEXEC = 1;
 export const CLOSE_RANGE = { CLOEXEC: 4 } as const;
 export const PROC_SUPER_MAGIC = 0x9fa0;
@@ -688,7 +688,7 @@ export function faultsOfChildren(): number {
   return Number(view.getBigUint64(64, true));
 }
 
-/** fcntl(2) with a command that takes a number: `F.DUPFD`, `F.GETFD`, `F.SETFD`, `F.GETFL`, `F.SETFL`. Returns what the command does. */
+/** fcntl(2) with a command that takes a number: `F.GETFD`, `F.SETFD`, `F.GETFL`, `F.SETFL`. Returns what the command does. */
 export function fcntl(fd: number, command: number, argument = 0): number {
   const result = syscall(arm ? 25 : 72, fd, command, argument);
   return result === -1 ? fail("fcntl") : result;

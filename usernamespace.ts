@@ -13,15 +13,24 @@ import { CLONE, close, O, open, SyscallError, unshare, write } from "./syscalls.
  */
 export function enterUserNamespace(mapRoot: boolean): void {
   // Inside, before there is a map, it is nobody.
-  const [uid, gid] = [process.geteuid?.() ?? 0, process.getegid?.() ?? 0];
+  const maps = userNamespaceMaps(mapRoot);
   unshare(CLONE.NEWUSER | CLONE.NEWNS);
-  // Without that, no group may be mapped: to leave a group could give rights.
-  writeText("/proc/self/setgroups", "deny");
-  writeText("/proc/self/uid_map", `${mapRoot ? 0 : uid} ${uid} 1`);
-  writeText("/proc/self/gid_map", `${mapRoot ? 0 : gid} ${gid} 1`);
+  for (const [path, text] of maps) writeText(path, text);
 }
 
-function writeText(path: string, text: string): void {
+/** What is written to which file in a new user namespace, in this order, for its one user and its one group to be the caller. */
+export function userNamespaceMaps(mapRoot: boolean): [path: string, text: string][] {
+  const [uid, gid] = [process.geteuid?.() ?? 0, process.getegid?.() ?? 0];
+  return [
+    // Without that, no group may be mapped: to leave a group could give rights.
+    ["/proc/self/setgroups", "deny"],
+    ["/proc/self/uid_map", `${mapRoot ? 0 : uid} ${uid} 1`],
+    ["/proc/self/gid_map", `${mapRoot ? 0 : gid} ${gid} 1`],
+  ];
+}
+
+/** Writes a text to a file of /proc, in one call. */
+export function writeText(path: string, text: string): void {
   const fd = open(path, O.WRONLY | O.CLOEXEC);
   try {
     write(fd, new TextEncoder().encode(text));

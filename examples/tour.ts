@@ -1,46 +1,43 @@
 /**
- * The tour: builds a small root, switches into it, and shows what changed. `bun start` runs it; it needs root.
+ * The tour: builds a small root, switches into it, and shows what changed. `bun start` runs it. Without root it takes a user namespace.
  *
- * Three processes: this one, which looks at the machine before and after; a child that takes a mount namespace of its own, and
- * executes itself again, so that all its threads are in it; and what it then is, which builds the root and switches.
+ * Two processes: this one, which looks at the machine before and after, and a child in a mount namespace of its own, which builds the
+ * root and switches.
  */
 import * as fs from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { drawTree } from "../ls.ts";
-import { mount, setPropagation } from "../mount.ts";
+import { mount } from "../mount.ts";
+import { enterMountNamespace } from "../namespace.ts";
 import { bindInside, devInside, procInside } from "../rootfs.ts";
 import { switchRootOn } from "../switchroot.ts";
-import { CAP, CLONE, close, execvp, hasCapability, kernel, O, open, unshare } from "../syscalls.ts";
+import { CAP, close, hasCapability, kernel, O, open } from "../syscalls.ts";
 
 const [, script = "", stage = "outside", directory = ""] = process.argv;
 const width = process.stdout.columns ?? 110;
 
 if (stage === "outside") await outside();
-else if (stage === "apart") apart();
-else await inside();
+else {
+  // Bun has several threads, and this brings all of them along.
+  enterMountNamespace({ user: !hasCapability(CAP.SYS_ADMIN) });
+  await inside();
+}
 
 async function outside(): Promise<void> {
-  if (process.platform !== "linux" || !hasCapability(CAP.SYS_ADMIN)) {
-    console.error("The tour mounts things in a namespace of its own: run it on Linux, as root (for example with sudo).");
+  if (process.platform !== "linux") {
+    console.error("The tour mounts things in a namespace of its own: run it on Linux.");
     process.exit(1);
   }
   const before = fs.readFileSync("/proc/self/mountinfo", "utf8");
   const root = fs.mkdtempSync(join(tmpdir(), "mounttree-tour-"));
-  const child = Bun.spawn([process.execPath, script, "apart", root], { stdio: ["inherit", "inherit", "inherit"] });
+  const child = Bun.spawn([process.execPath, script, "inside", root], { stdio: ["inherit", "inherit", "inherit"] });
   const status = await child.exited;
   fs.rmdirSync(root);
   const same = fs.readFileSync("/proc/self/mountinfo", "utf8") === before;
   heading("Outside again");
   console.log(`The machine's mount table is ${same ? "byte for byte what it was" : "NOT what it was"}, and ${root} is gone.`);
   process.exit(status === 0 && same ? 0 : 1);
-}
-
-/** unshare(2) moves the calling thread only, and Bun has several. After the execve(2) there are none but those inside. */
-function apart(): void {
-  unshare(CLONE.NEWNS);
-  setPropagation("/", "rslave");
-  execvp([process.execPath, script, "inside", directory]);
 }
 
 async function inside(): Promise<void> {

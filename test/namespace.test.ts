@@ -2,7 +2,8 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import * as fs from "node:fs";
 import { join } from "node:path";
-import { enterMountNamespace, NamespaceError } from "../namespace.ts";
+import { enterMountNamespace } from "../namespace.ts";
+import { NamespaceError } from "../restart.ts";
 import { checkout, run, scratchDirectory, shell, watchMountTable } from "./compiled.ts";
 
 const directory = scratchDirectory();
@@ -12,7 +13,7 @@ watchMountTable();
 const imports = `
   import * as fs from "node:fs";
   import { enterMountNamespace, getMounts, NamespaceError, switchRoot } from "${checkout}/index.ts";
-  import { restartAlone } from "${checkout}/namespace.ts";
+  import { restartAlone } from "${checkout}/restart.ts";
   import * as syscalls from "${checkout}/syscalls.ts";
   const threads = () => fs.readdirSync("/proc/self/task");
   // A thread of the collector may end while it is looked at.
@@ -353,7 +354,9 @@ describe("a program that cannot be started once more is told what to do instead"
 describe("what the kernel refuses is an error that can be caught, and says what to do", () => {
   test("without privileges", async () => {
     const found = await tell([...nobody, bun, program(refuses)], { env: { ...process.env, HOME: directory } });
-    const message = expect.stringContaining("use { user: true }");
+    const message = expect.stringContaining(
+      "this process does not have CAP_SYS_ADMIN in its user namespace (run it as root, or in a user namespace",
+    );
     expect(found).toMatchObject({ reason: "refused", code: "EPERM", entered: false, same: true, message });
   });
   test("a user namespace, in the second run: once for each kind that the program asks for", async () => {

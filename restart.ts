@@ -1,0 +1,444 @@
+/**
+ * Executing this program once more, from the beginning, in the same process.
+ *
+ * What the second run has to know goes over in a file in memory, the marker, whose descriptor survives execve(2): an environment
+ * variable could not be taken back from Bun's children and Workers.
+ */
+import {
+  AT,
+  close,
+  execve,
+  F,
+  FD_CLOEXEC,
+  faultsOfChildren,
+  fcntl,
+  fstatfs,
+  isRefusal,
+  memfd_create,
+  O,
+  open,
+  PROC_SUPER_MAGIC,
+  pathText,
+  readDirectory,
+  readFile,
+  readlinkat,
+  STATX,
+  SyscallError,
+  setEnvironment,
+  statx,
+  write,
+} from "./syscalls.ts";
+import { writeText } from "./usernamespace.ts";
+
+/** Why a namespace could not be entered, for programs. */
+export type NamespaceReason =
+  /** The kernel refused a system call, which is the error's `cause`. */
+  | "refused"
+  /** /proc is not mounted. */
+  | "no-proc"
+  /** The process was chrooted to a plain directory, whose propagation cannot be set. */
+  | "chrooted"
+  /** The program cannot be started once more: it is run by `bun test`. */
+  | "bun-test"
+  /** ... it was read from standard input. */
+  | "program-from-stdin"
+  /** ... it was started with a `--cwd` that is relative. */
+  | "relative-cwd"
+  /** ... it was started by a relative path, and the working directory is another one now. */
+  | "working-directory"
+  /** What was written to `process.stdout` or `process.stderr` has not arrived. */
+  | "output-pending"
+  /** There were other threads outside after a restart. */
+  | "threads";
+
+/** A namespace was not entered. */
+export class NamespaceError extends Error {
+  override readonly name = "NamespaceError";
+  readonly reason: NamespaceReason;
+  /** The code of the cause, if it has one: `"EPERM"`. */
+  declare readonly code?: string;
+  /**
+   * Whether some or all threads of this process are in a new namespace nevertheless, so that it should exit. False: nothing has
+   * changed.
+   */
+  readonly entered: boolean;
+
+  constructor(reason: NamespaceReason, message: string, details: { cause?: SyscallError; entered?: boolean } = {}) {
+    super(message, details.cause === undefined ? {} : { cause: details.cause });
+    this.reason = reason;
+    this.entered = details.entered ?? false;
+    if (details.cause !== undefined) this.code = details.cause.code;
+  }
+}
+
+/** What a program knows that was started once more. It is read from the marker; every field is checked there. */
+export interface Marker {
+  /** The process, which stays the same over execve(2): a child does not take its parent's marker for its own. */
+  readonly pid: number;
+  /** The process's name, which execve(2) changes. */
+  readonly comm: string;
+  /** The link `ns/mnt` of the namespace that was entered, if any. */
+  readonly namespace: string | undefined;
+  /** Whether there are ambient capabilities to be given up. */
+  readonly ambient: boolean;
+  /** What has been refused so far. A program that is started once more asks for the same again. */
+  readonly refusals: readonly Refusal[];
+  /** What {@link faultsOfChildren} was then. */
+  readonly faults: number;
+  /** The environment variables that {@link restartAlone} replaced: names, and what they were. */
+  readonly replaced: readonly string[] | undefined;
+}
+
+export interface Refusal {
+  /** For which options. */
+  readonly request: string;
+  readonly syscall: string;
+  readonly errno: number;
+  readonly entered: boolean;
+}
+
+// --- One thread
+
+/** With these, Bun has one thread at the first line of a program, as long as that does nothing that needs another. */
+export const oneThread: readonly string[] = [
+  "BUN_JSC_useConcurrentJIT=0",
+  "BUN_JSC_useConcurrentGC=0",
+  "BUN_JSC_numberOfGCMarkers=1",
+  "BUN_JSC_useWarmUpMarkedBlocks=0",
+  "BUN_FEATURE_FLAG_DISABLE_ASYNC_TRANSPILER=1",
+  "MIMALLOC_SCAVENGER=0",
+];
+
+/**
+ * Sees to it that this process has one thread, as unshare(2) with CLONE_NEWUSER wants it.
+ *
+ * With more than one, the program is executed once more (as by {@link enterMountNamespace}, with what that says of descriptors and
+ * output) with environment variables that make Bun start without the others, and this function returns in that second run. The
+ * variables are taken away again before it returns: a command that is executed by execvp(3) gets the environment that the process was started
+ * with the first time. Bun itself, `process.env`, what Bun starts as a child, and Workers still have them: this is for a program that goes on
+ * to execute another one.
+ *
+ * To be called first of all, and what follows must be synchronous: no asynchronous file operation, no Worker, no `import()`.
+ *
+ * @throws {@link NamespaceError} as {@link enterMountNamespace}; with the reason `"threads"` if there is more than one thread also in
+ *   the second run, or in the first, if the variables were in the environment already.
+ */
+export function restartAlone(): void {
+  requireProc();
+  const marker = takeMarker();
+  if (marker !== undefined) {
+    rename(marker.comm);
+    for (const entry of oneThread) setEnvironment(nameOf(entry));
+    for (const entry of marker.replaced ?? []) setEnvironment(nameOf(entry), entry.slice(nameOf(entry).length + 1));
+  }
+  const threads = countThreads();
+  if (threads === 1) return;
+  if (marker !== undefined) {
+    const message = `this process has ${threads} threads, and should have one, after it was started once more for that purpose`;
+    throw new NamespaceError("threads", message);
+  }
+  refuseWhatCannotRestart();
+  const environment = strings("/proc/self/environ");
+  const isOurs = (entry: Uint8Array): boolean => oneThread.some((each) => isNamed(entry, nameOf(each)));
+  const restarted: Marker = {
+    pid: process.pid,
+    comm: ownName(),
+    namespace: undefined,
+    ambient: false,
+    refusals: [],
+    faults: 0,
+    replaced: environment.filter(isOurs).map(pathText),
+  };
+  const keep = inherited(environment);
+  flush();
+  const others = environment.filter((entry) => !isOurs(entry));
+  executeAgain(restarted, strings("/proc/self/cmdline"), [...others, ...oneThread], keep);
+}
+
+function nameOf(entry: string): string {
+  return entry.slice(0, entry.indexOf("="));
+}
+
+// --- Whether the program can be executed once more
+
+export function refuseWhatCannotRestart(): void {
+  const restarted = "cannot enter a mount namespace, for which this program has to be started once more";
+  const flags = process.execArgv;
+  if (Bun.main.endsWith("/[stdin]")) {
+    const message = `${restarted}: it was read from standard input, which is empty now; put it in a file, or use bun -e`;
+    throw new NamespaceError("program-from-stdin", message);
+  }
+  // A compiled program takes its arguments for its own.
+  if (Bun.main.startsWith("/$bunfs/")) return;
+  const own = argumentsOfBun();
+  // What BUN_OPTIONS says comes first in execArgv, and is not on the command line.
+  const rest = own.filter((argument) => !flags.includes(argument));
+  if (rest[0] === "test") {
+    const message = `${restarted}: bun test would run its files twice; call enterMountNamespace() in a program that the test starts as a child process`;
+    throw new NamespaceError("bun-test", message);
+  }
+  const at = flags.findIndex((flag) => flag === "--cwd" || flag.startsWith("--cwd="));
+  const directory = flags[at] === "--cwd" ? flags[at + 1] : flags[at]?.slice("--cwd=".length);
+  if (directory !== undefined && !directory.startsWith("/")) {
+    const message = `${restarted}: its option --cwd=${directory} is relative, and would be applied twice; make it an absolute path`;
+    throw new NamespaceError("relative-cwd", message);
+  }
+  if (!isInFirstDirectory(rest)) {
+    const message = `${restarted}: it was started by a relative path, and the working directory is another one now; call enterMountNamespace() before process.chdir(), or start it by an absolute path`;
+    throw new NamespaceError("working-directory", message);
+  }
+}
+
+/** The command line without the program's name, and without the arguments that are for the script. */
+function argumentsOfBun(): string[] {
+  const all = strings("/proc/self/cmdline").slice(1).map(pathText);
+  const evaluated = Bun.main.endsWith("/[eval]");
+  const scripts = process.argv.length - (evaluated ? 1 : 2);
+  return all.slice(0, Math.max(0, all.length - scripts));
+}
+
+/** Whether the script would be found again, as far as can be told: where it was started by an absolute path, the directory does not matter. */
+function isInFirstDirectory(rest: readonly string[]): boolean {
+  if (Bun.main.endsWith("/[eval]")) return Bun.main === `${process.cwd().replace(/\/$/, "")}/[eval]`;
+  const script = rest.findLast((argument) => !argument.startsWith("-") && argument !== "run");
+  if (script === undefined || script.startsWith("/")) return true;
+  return isSameFile(script, Bun.main) || isSameFile(`${script}${/\.\w+$/.exec(Bun.main)?.[0] ?? ""}`, Bun.main);
+}
+
+function isSameFile(one: string, other: string): boolean {
+  try {
+    const [{ ino, devMajor, devMinor }, found] = [
+      statx(AT.FDCWD, one, 0, STATX.BASIC_STATS),
+      statx(AT.FDCWD, other, 0, STATX.BASIC_STATS),
+    ];
+    return ino === found.ino && devMajor === found.devMajor && devMinor === found.devMinor;
+  } catch (error) {
+    if (error instanceof SyscallError) return false;
+    throw error;
+  }
+}
+
+/**
+ * What `process.stdout` and `process.stderr` have taken, and a full pipe has not. `console.log` and the like write at once, and so
+ * do these as long as there is room.
+ */
+export function flush(): void {
+  for (const fd of [1, 2]) {
+    try {
+      // Bun makes a pipe so when it makes the stream, which is not worth making to ask it: that takes longer than a restart.
+      if ((fcntl(fd, F.GETFL) & O.NONBLOCK) === 0) continue;
+    } catch (error) {
+      if (isRefusal(error, "EBADF")) continue;
+      throw error;
+    }
+    const stream = fd === 1 ? process.stdout : process.stderr;
+    const key = Object.getOwnPropertySymbols(stream).find((symbol) => symbol.description === "kWriteStreamFastPath");
+    const sink: unknown = key && Reflect.get(stream, key);
+    if (!isSink(sink)) continue;
+    const pending = sink.flush();
+    if (!(pending instanceof Promise)) continue;
+    try {
+      // Nothing else in Bun waits for a promise without returning to its caller. Other events are handled meanwhile.
+      const matchers: unknown = process.getBuiltinModule("bun:test");
+      if (hasExpect(matchers)) matchers.expect(pending).resolves.toBeNumber();
+    } catch (cause) {
+      const name = fd === 1 ? "process.stdout" : "process.stderr";
+      const message = `cannot enter a mount namespace, for which this program has to be started once more: what was written to ${name} has not been read yet; call enterMountNamespace() before writing so much, or write with fs.writeSync()`;
+      throw Object.assign(new NamespaceError("output-pending", message), { cause });
+    }
+  }
+}
+
+function hasExpect(value: unknown): value is { expect(promise: Promise<unknown>): { resolves: { toBeNumber(): void } } } {
+  return typeof value === "object" && value !== null && "expect" in value;
+}
+
+function isSink(value: unknown): value is { flush(): unknown } {
+  return typeof value === "object" && value !== null && "flush" in value && typeof value.flush === "function";
+}
+
+/** The strings of a file in which each ends with a NUL. */
+export function strings(path: string): Uint8Array[] {
+  const bytes = readFile(path);
+  const found: Uint8Array[] = [];
+  let start = 0;
+  for (let end = bytes.indexOf(0); end !== -1; end = bytes.indexOf(0, start)) {
+    found.push(bytes.subarray(start, end));
+    start = end + 1;
+  }
+  if (start < bytes.length) found.push(bytes.subarray(start));
+  return found;
+}
+
+/** Whether an entry of the environment is this variable's. */
+function isNamed(entry: Uint8Array, name: string): boolean {
+  return entry[name.length] === 0x3d && entry[0] === name.charCodeAt(0) && pathText(entry).startsWith(`${name}=`);
+}
+
+export function latin1(bytes: Uint8Array): string {
+  return Buffer.from(bytes).toString("latin1");
+}
+
+/**
+ * The descriptors that this process was started with, as far as can be told: those before the first of Bun's own, an epoll
+ * instance. And the channel to a parent, by IPC.
+ */
+export function inherited(environment: readonly Uint8Array[]): number[] {
+  const found: number[] = [];
+  for (let fd = 3; ; fd++) {
+    const link = linkOf(`/proc/self/fd/${fd}`);
+    if (link === undefined || link === "anon_inode:[eventpoll]") break;
+    found.push(fd);
+  }
+  const entry = environment.find((each) => isNamed(each, "NODE_CHANNEL_FD"));
+  const channel = entry === undefined ? -1 : Number(pathText(entry).slice("NODE_CHANNEL_FD=".length));
+  if (linkOf(`/proc/self/fd/${channel}`) !== undefined && !found.includes(channel)) found.push(channel);
+  return found;
+}
+
+// --- The marker
+
+const nameOfMarker = "mounttree";
+
+/** Returns its descriptor. */
+export function writeMarker(bytes: Uint8Array): number {
+  const fd = memfd_create(nameOfMarker);
+  try {
+    for (let at = 0; at < bytes.length; ) at += write(fd, bytes.subarray(at));
+  } catch (error) {
+    close(fd);
+    throw error;
+  }
+  return fd;
+}
+
+/** Executes this process's program again, which finds the marker. */
+export function executeAgain(
+  marker: Marker,
+  argv: readonly Uint8Array[],
+  environment: readonly (string | Uint8Array)[],
+  keep: readonly number[],
+): never {
+  const fd = writeMarker(Buffer.from(JSON.stringify(marker)));
+  try {
+    for (const each of [fd, ...keep]) fcntl(each, F.SETFD, 0);
+    execve("/proc/self/exe", argv, environment);
+  } catch (error) {
+    for (const each of keep) fcntl(each, F.SETFD, FD_CLOEXEC);
+    close(fd);
+    throw error;
+  }
+}
+
+/** The marker that this process left for itself before it was executed again. It is there once only. */
+export function takeMarker(): Marker | undefined {
+  for (const fd of numbersIn("/proc/self/fd")) {
+    if (linkOf(`/proc/self/fd/${fd}`) !== `/memfd:${nameOfMarker} (deleted)`) continue;
+    const marker = parseMarker(new TextDecoder().decode(readFile(`/proc/self/fd/${fd}`)));
+    if (marker?.pid !== process.pid) continue;
+    close(fd);
+    return marker;
+  }
+  return undefined;
+}
+
+function parseMarker(text: string): Marker | undefined {
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+  if (typeof value !== "object" || value === null) return undefined;
+  const get = (name: string): unknown => Reflect.get(value, name);
+  const [pid, comm, namespace, faults, replaced, refusals] = [
+    get("pid"),
+    get("comm"),
+    get("namespace"),
+    get("faults"),
+    get("replaced"),
+    get("refusals"),
+  ];
+  if (typeof pid !== "number" || typeof comm !== "string" || typeof faults !== "number" || !Array.isArray(refusals))
+    return undefined;
+  const latest: unknown = get("refusal");
+  const added = typeof latest === "object" && latest !== null ? [{ ...latest, request: get("request") }] : [];
+  return {
+    pid,
+    comm,
+    namespace: typeof namespace === "string" ? namespace : undefined,
+    ambient: get("ambient") === true,
+    refusals: [...refusals, ...added].filter(isRefusalRecord),
+    faults,
+    replaced: Array.isArray(replaced) ? replaced.filter((each) => typeof each === "string") : undefined,
+  };
+}
+
+function isRefusalRecord(value: unknown): value is Refusal {
+  return (
+    typeof value === "object" &&
+    value !== null &&
+    "request" in value &&
+    typeof value.request === "string" &&
+    "syscall" in value &&
+    typeof value.syscall === "string" &&
+    "errno" in value &&
+    typeof value.errno === "number" &&
+    "entered" in value &&
+    typeof value.entered === "boolean"
+  );
+}
+
+// --- What /proc says of this process
+
+export function requireProc(): void {
+  try {
+    const fd = open("/proc", O.PATH | O.CLOEXEC);
+    const { type } = fstatfs(fd);
+    close(fd);
+    if (type === PROC_SUPER_MAGIC) return;
+  } catch (error) {
+    if (!isRefusal(error, "ENOENT", "ENOTDIR")) throw error;
+  }
+  throw new NamespaceError(
+    "no-proc",
+    "cannot enter a mount namespace: the threads of this process cannot be looked at, since /proc is not mounted; mount it, or enter the namespace before switchRoot()",
+  );
+}
+
+export function ownName(): string {
+  return pathText(readFile("/proc/self/comm")).trimEnd();
+}
+
+/** execve(2) calls the process after the file, which is "exe". */
+export function rename(comm: string): void {
+  try {
+    writeText("/proc/self/comm", comm);
+  } catch (error) {
+    if (!(error instanceof SyscallError)) throw error;
+  }
+}
+
+/** What a link of /proc says; undefined if it is gone. */
+export function linkOf(path: string): string | undefined {
+  try {
+    return pathText(readlinkat(AT.FDCWD, path));
+  } catch (error) {
+    if (isRefusal(error, "ENOENT", "ESRCH")) return undefined;
+    throw error;
+  }
+}
+
+/** The numbers that are names in a directory of /proc. */
+export function numbersIn(path: string): number[] {
+  const directory = open(path, O.RDONLY | O.DIRECTORY | O.CLOEXEC);
+  try {
+    return readDirectory(directory).map(Number);
+  } finally {
+    close(directory);
+  }
+}
+
+export function countThreads(): number {
+  return numbersIn("/proc/self/task").length;
+}
