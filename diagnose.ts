@@ -820,7 +820,7 @@ export function evidenceOf(held: number[]): Evidence {
       return { path, mountId, mountRoot: mountRoot ?? isThere(), directory: (mode & 0o170000) === 0o040000 };
     },
     owns: (namespace) => (proc === undefined ? undefined : ownsNamespace(proc, namespace)),
-    locked: (place) => isLocked(place, held),
+    locked: isLocked,
     parentOfRootShared: () => {
       const { mask, mountId } = statx(AT.FDCWD, "/", 0, STATX.MNT_ID_UNIQUE);
       if ((mask & STATX.MNT_ID_UNIQUE) === 0) return undefined;
@@ -858,20 +858,25 @@ function opened(place: Place, held: number[]): number | undefined {
 /**
  * To expire a mount that is in use never succeeds, but answers EINVAL if it is locked, and EBUSY if not. A descriptor is use enough.
  */
-function isLocked(place: Place, held: number[]): boolean | undefined {
+function isLocked(place: Place): boolean | undefined {
+  const held: number[] = [];
   const fd = opened(place, held);
   if (fd === undefined) return undefined;
-  const path = typeof place === "number" ? `/proc/self/fd/${place}` : place;
-  // umount2(2) takes the topmost mount, which is not in use. A path that was just looked up leads there; "." and descriptors need not.
-  const covered = (): boolean => {
-    const id = mountIdOf(fd);
-    const mounts = getMounts((mount) => mount.id === id || mount.parentId === id);
-    const point = mounts.find((mount) => mount.id === id)?.mountPoint;
-    return point === undefined || mounts.some((mount) => mount.id !== id && mount.mountPoint === point);
-  };
-  if ((typeof place === "number" || place === ".") && quietly(covered) !== false) return undefined;
-  const code = codeOf(() => umount2(path, MNT.EXPIRE | (typeof place === "number" ? 0 : UMOUNT.NOFOLLOW)));
-  return code === "EINVAL" ? true : code === "EBUSY" || code === "EAGAIN" ? false : undefined;
+  try {
+    // umount2(2) takes the topmost mount, which is not in use. A path that was just looked up leads there; "." and descriptors need not.
+    const covered = (): boolean => {
+      const id = mountIdOf(fd);
+      const mounts = getMounts((mount) => mount.id === id || mount.parentId === id);
+      const point = mounts.find((mount) => mount.id === id)?.mountPoint;
+      return point === undefined || mounts.some((mount) => mount.id !== id && mount.mountPoint === point);
+    };
+    if ((typeof place === "number" || place === ".") && quietly(covered) !== false) return undefined;
+    const path = typeof place === "number" ? `/proc/self/fd/${place}` : place;
+    const code = codeOf(() => umount2(path, MNT.EXPIRE | (typeof place === "number" ? 0 : UMOUNT.NOFOLLOW)));
+    return code === "EINVAL" ? true : code === "EBUSY" || code === "EAGAIN" ? false : undefined;
+  } finally {
+    for (const each of held) close(each);
+  }
 }
 
 /** The code with which a call fails. */
