@@ -59,7 +59,7 @@ export function checkRoot(path: PathLike, options: { sharedNamespace?: boolean }
   const held: number[] = [];
   try {
     const situation = look(kernel, path, undefined, sharedNamespace, held);
-    const view = { evidence: evidenceOf(held), table: mountTable(situation.proc) };
+    const view: View = { evidence: evidenceOf(held), table: mountTable(situation.proc), answers: new Map() };
     const stray = findStrayThread(situation);
     const answers = order.map((method): MethodCheck => {
       if (stray !== undefined) return { method, works: false, reason: "stray-thread", message: stray.message, lost: [] };
@@ -75,6 +75,19 @@ export function checkRoot(path: PathLike, options: { sharedNamespace?: boolean }
 interface View {
   readonly evidence: Evidence;
   readonly table: readonly MountInfo[];
+  /** What was found by the checks, which several methods have in common. */
+  readonly answers: Map<Check, ReturnType<Check["rulesOut"]>>;
+}
+
+/** A check that is made once. */
+function once(check: Check, { answers }: View): Check {
+  return {
+    ...check,
+    rulesOut: (situation) => {
+      if (!answers.has(check)) answers.set(check, check.rulesOut(situation));
+      return answers.get(check);
+    },
+  };
 }
 
 interface Refusal {
@@ -84,7 +97,10 @@ interface Refusal {
 
 function checkMethod(method: RootMethod, situation: Situation, view: View): MethodCheck {
   const { checks, steps }: { checks: readonly Check[]; steps: readonly (Step | Group)[] } = methods[method];
-  const ruledOut = firstReason(checks, situation);
+  const ruledOut = firstReason(
+    checks.map((check) => once(check, view)),
+    situation,
+  );
   if (ruledOut !== undefined) return { method, works: false, reason: ruledOut.reason, message: ruledOut.message, lost: [] };
   const on = newSwitch(situation, "stacked");
   const refusal = firstRefusal(steps, on, view, method === "detached");

@@ -76,6 +76,8 @@ export interface Evidence {
   owns(namespace: "mnt" | "pid"): boolean | undefined;
   /** Whether a mount came from a more privileged mount namespace, so that it may not be moved or unmounted. */
   locked(place: Place): boolean | undefined;
+  /** Whether a place lies on a mount of this mount namespace, below this process's root or not. */
+  inNamespace(place: Place): boolean | undefined;
   /** Whether the mount that "/" is mounted on is shared, which the mount table does not show. */
   parentOfRootShared(): boolean | undefined;
   chrooted(): boolean | undefined;
@@ -203,7 +205,7 @@ function causesOf({ syscall, code }: SyscallError, { flags = 0, fsType = null }:
     case "open_tree EPERM":
       return [missingSysAdmin, foreignMountNamespace, filtered, unbindableAndLocked, restrictedUserNamespace, securityModule];
     case "move_mount EINVAL":
-      return [rootDetached, targetUnreachable, notSameKind];
+      return [notSameKind, targetDetached];
     case "umount2 EINVAL":
       return [targetNotMountPoint, targetUnreachable, lockedTarget];
     case "mount_setattr EINVAL":
@@ -527,24 +529,34 @@ function rootDetached(scene: Scene): Verdict {
 }
 
 function sourceUnreachable(scene: Scene): Verdict {
-  const { table, source, sourcePlace } = scene;
-  if (table === undefined) return noTable;
-  if (source === undefined) return notThere;
-  if (mountOf(scene, source) !== undefined) return { not: "a mount outside of this process's root or namespace" };
-  // In a chroot to a plain directory the mount of "/" itself is not listed, although it is there.
-  if (scene.root?.mountId === source.mountId) return { unseen: "whether its mount is in this namespace" };
-  const message = `${called(source, sourcePlace)} lies on a mount that is not in this mount namespace, or not below this process's root (use a path in it)`;
-  return { reason: "source-unreachable", message };
+  return unreachable(scene, scene.source, scene.sourcePlace, "source-unreachable");
 }
 
 function targetUnreachable(scene: Scene): Verdict {
-  const { table, target, targetPlace } = scene;
-  if (table === undefined) return noTable;
-  if (target === undefined) return notThere;
-  if (mountOf(scene, target) !== undefined) return { not: "a mount point outside of this process's root or namespace" };
-  if (scene.root?.mountId === target.mountId) return { unseen: "whether its mount is in this namespace" };
-  const message = `${called(target, targetPlace)} lies on a mount that is not in this mount namespace, or not below this process's root (use a path in it)`;
-  return { reason: "target-unreachable", message };
+  return unreachable(scene, scene.target, scene.targetPlace, "target-unreachable");
+}
+
+function unreachable(scene: Scene, placed: Placed | undefined, place: Place | null, reason: Reason): Verdict {
+  if (scene.table === undefined) return noTable;
+  if (placed === undefined || place === null) return notThere;
+  if (mountOf(scene, placed) !== undefined) return { not: "a mount of another namespace" };
+  // Not listed is also what is not below this process's root: that can be no new root, but mounted all the same.
+  const isIn = scene.evidence.inNamespace(place);
+  if (isIn === false) {
+    const message = `${called(placed, place)} lies on a mount that is not in this mount namespace (use a path in it)`;
+    return { reason, message };
+  }
+  if (scene.syscall === "pivot_root" && scene.root?.mountId !== placed.mountId) {
+    return { reason, message: `${called(placed, place)} is not below this process's root, or not in this mount namespace` };
+  }
+  return isIn ? { not: "a mount of another namespace" } : { unseen: "whether its mount is in this namespace" };
+}
+
+/** Since Linux 6.15 a tree can be attached to one that is in no namespace itself. */
+function targetDetached(scene: Scene): Verdict {
+  const release = scene.evidence.file("/proc/sys/kernel/osrelease")?.trim();
+  if (release !== undefined && isOlder(release, "6.15")) return targetUnreachable(scene);
+  return { unseen: "whether a tree may be attached there" };
 }
 
 const unshareAdvice = "make it private first, in a mount namespace of its own: 'mount --make-private'";
@@ -820,7 +832,15 @@ export function evidenceOf(held: number[]): Evidence {
       return { path, mountId, mountRoot: mountRoot ?? isThere(), directory: (mode & 0o170000) === 0o040000 };
     },
     owns: (namespace) => (proc === undefined ? undefined : ownsNamespace(proc, namespace)),
-    locked: (place) => isLocked(place, held),
+    locked: isLocked,
+    inNamespace: (place) => {
+      const fd = opened(place, held);
+      if (fd === undefined) return undefined;
+      const { mask, mountId } = statx(fd, "", AT.EMPTY_PATH, STATX.MNT_ID_UNIQUE);
+      if ((mask & STATX.MNT_ID_UNIQUE) === 0) return undefined;
+      const code = codeOf(() => statmount(mountId));
+      return code === undefined ? true : code === "ENOENT" ? false : undefined;
+    },
     parentOfRootShared: () => {
       const { mask, mountId } = statx(AT.FDCWD, "/", 0, STATX.MNT_ID_UNIQUE);
       if ((mask & STATX.MNT_ID_UNIQUE) === 0) return undefined;
@@ -858,20 +878,25 @@ function opened(place: Place, held: number[]): number | undefined {
 /**
  * To expire a mount that is in use never succeeds, but answers EINVAL if it is locked, and EBUSY if not. A descriptor is use enough.
  */
-function isLocked(place: Place, held: number[]): boolean | undefined {
+function isLocked(place: Place): boolean | undefined {
+  const held: number[] = [];
   const fd = opened(place, held);
   if (fd === undefined) return undefined;
-  const path = typeof place === "number" ? `/proc/self/fd/${place}` : place;
-  // umount2(2) takes the topmost mount, which is not in use. A path that was just looked up leads there; "." and descriptors need not.
-  const covered = (): boolean => {
-    const id = mountIdOf(fd);
-    const mounts = getMounts((mount) => mount.id === id || mount.parentId === id);
-    const point = mounts.find((mount) => mount.id === id)?.mountPoint;
-    return point === undefined || mounts.some((mount) => mount.id !== id && mount.mountPoint === point);
-  };
-  if ((typeof place === "number" || place === ".") && quietly(covered) !== false) return undefined;
-  const code = codeOf(() => umount2(path, MNT.EXPIRE | (typeof place === "number" ? 0 : UMOUNT.NOFOLLOW)));
-  return code === "EINVAL" ? true : code === "EBUSY" || code === "EAGAIN" ? false : undefined;
+  try {
+    // umount2(2) takes the topmost mount, which is not in use. A path that was just looked up leads there; "." and descriptors need not.
+    const covered = (): boolean => {
+      const id = mountIdOf(fd);
+      const mounts = getMounts((mount) => mount.id === id || mount.parentId === id);
+      const point = mounts.find((mount) => mount.id === id)?.mountPoint;
+      return point === undefined || mounts.some((mount) => mount.id !== id && mount.mountPoint === point);
+    };
+    if ((typeof place === "number" || place === ".") && quietly(covered) !== false) return undefined;
+    const path = typeof place === "number" ? `/proc/self/fd/${place}` : place;
+    const code = codeOf(() => umount2(path, MNT.EXPIRE | (typeof place === "number" ? 0 : UMOUNT.NOFOLLOW)));
+    return code === "EINVAL" ? true : code === "EBUSY" || code === "EAGAIN" ? false : undefined;
+  } finally {
+    for (const each of held) close(each);
+  }
 }
 
 /** The code with which a call fails. */

@@ -433,11 +433,13 @@ const listOthers: Step = {
 /** The mounts that `move` would leave behind, those that may cover others first. */
 export function othersOf(table: readonly MountInfo[], oldRoot: number, newRoot: number): MountInfo[] {
   const mounts = table.filter((mount) => mount.id !== newRoot && mount.id !== oldRoot);
+  const points = new Map(mounts.map((mount) => [mount.id, mount.mountPoint]));
+  const stacked = Map.groupBy(
+    mounts.filter((mount) => points.get(mount.parentId) === mount.mountPoint),
+    (mount) => mount.parentId,
+  );
   // Only those that are mounted on the old root itself, with what is stacked on them: what lies below goes along.
-  const stackOn = (mount: MountInfo): MountInfo[] => [
-    mount,
-    ...mounts.filter((other) => other.parentId === mount.id && other.mountPoint === mount.mountPoint).flatMap(stackOn),
-  ];
+  const stackOn = (mount: MountInfo): MountInfo[] => [mount, ...(stacked.get(mount.id) ?? []).flatMap(stackOn)];
   if (mounts.some((mount) => mount.parentId === oldRoot && mount.mountPoint === "/")) {
     // The new root would be mounted on that, and go when it goes.
     throw new NotVerified('something is mounted over "/"');

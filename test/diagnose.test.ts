@@ -233,6 +233,26 @@ test("checkRoot leaves no descriptor open, and refuses what switchRoot refuses",
   expect(codes).toEqual(["EBUSY", "ENOENT", "ENOTDIR"]);
 });
 
+test("a thread that would stay behind is a reason, too", async () => {
+  const outcome = await child(async (path: string) => {
+    const source = `
+      import { unshare, CLONE } from "/work/syscalls.ts";
+      self.onmessage = () => {}; // It stays.
+      unshare(CLONE.FS);
+      postMessage("apart");
+    `;
+    const worker = new Worker(URL.createObjectURL(new Blob([source], { type: "application/javascript" })));
+    await new Promise((resolve) => worker.addEventListener("message", resolve));
+    const check = checkRoot(path).methods.map(({ works, reason }) => `${works} ${reason}`);
+    try {
+      return { check, thrown: switchRoot(path).method };
+    } catch (error) {
+      return { check, thrown: error instanceof SwitchRootError ? error.reason : String(error) };
+    }
+  }, root);
+  expect(outcome).toEqual({ check: Array(4).fill("false stray-thread"), thrown: "stray-thread" });
+});
+
 // --- System calls
 
 interface Attempt {
@@ -241,10 +261,19 @@ interface Attempt {
   name: string;
   args: (string | number | null)[];
   call?: Call;
+  /** What is entered as a detached tree before. */
+  within?: string;
 }
 
 /** Makes a call, and says how it was refused. */
-function attempt({ from, name, args, call }: Attempt): { code: string; reason: string | undefined; message: string } | string {
+function attempt({
+  from,
+  name,
+  args,
+  call,
+  within,
+}: Attempt): { code: string; reason: string | undefined; message: string } | string {
+  if (within !== undefined) switchRoot(within, { methods: ["detached"] });
   const all: Record<string, unknown> = from === "syscalls" ? { ...syscalls } : { ...mounts };
   const found = all[name];
   if (typeof found !== "function") throw new Error(`there is no ${name}`);
@@ -358,6 +387,26 @@ const calls: Record<string, [code: string, reason: Reason, prefix: string[], att
     [...own, ...after(`mount -t tmpfs t ${base}; mount --make-shared ${base}; mkdir ${root} ${base}/jail; ${tmpfs}`)],
     move(root, `${base}/jail`),
   ],
+  "a mount inside a detached root": [
+    "EINVAL",
+    "root-detached",
+    [...own, ...after(`mount --rbind / ${base}/jail`)],
+    { ...mount("t", root, "tmpfs", ""), within: `${base}/jail` },
+  ],
+  "a bind of what is in another mount namespace": [
+    "EINVAL",
+    "source-unreachable",
+    [...own],
+    mount("/proc/1/root/usr", root, null, "bind"),
+  ],
+  "a mount in another mount namespace": ["EINVAL", "target-unreachable", [...own], mount("t", "/proc/1/root/usr", "tmpfs", "")],
+  "pivot_root(2) to another mount namespace": [
+    "EINVAL",
+    "source-unreachable",
+    [...own],
+    pivot("/proc/1/root/tmp", "/proc/1/root/tmp"),
+  ],
+  "mount options that the file system does not know": ["EINVAL", "unknown", [...own], mount("t", root, "tmpfs", "nosuchoption")],
   "a move of a locked mount": [
     "EINVAL",
     "mount-locked",
@@ -487,6 +536,7 @@ function recorded(files: Record<string, string>, other: Partial<Evidence> = {}):
     owns: () => true,
     locked: () => false,
     parentOfRootShared: () => false,
+    inNamespace: () => true,
     chrooted: () => false,
     ...other,
   };
