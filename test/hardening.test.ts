@@ -222,3 +222,15 @@ test("a descriptor that has got the number of a detached tree's, which the progr
   }, `${base}/root`);
   expect(outcome).toEqual({ method: "detached", size: `${base}/root`.length });
 });
+
+test("where Bun does not show what bun:ffi is made of, bun:ffi is what is used", async () => {
+  const program = `
+    await import("bun:ffi");
+    Bun.FFI = undefined;
+    const { chroot } = await import("${import.meta.dir}/../syscalls.ts");
+    const { getMounts } = await import("${import.meta.dir}/../mountinfo.ts");
+    try { chroot("/missing"); } catch (error) { console.log(getMounts().length > 0, error.code, Bun.FFI); }
+  `;
+  const found = Bun.spawnSync([process.execPath, "-e", program], { stderr: "pipe" });
+  expect(found.stdout.toString() || found.stderr.toString()).toBe("true ENOENT undefined\n");
+});
