@@ -218,12 +218,9 @@ const probeLock: Step = {
     if (on.bound) return;
     // umount2(2) takes the topmost mount also of ".": one that somebody else has put there is not in use.
     if (!leadsTo(on.kernel, on.path, on.root)) throw new NotVerified(`'${pathText(on.path)}' has been mounted over`);
-    try {
-      on.kernel.umount2(".", MNT.EXPIRE);
-    } catch (error) {
-      if (isRefusal(error, "EINVAL")) on.bound = true;
-      else if (!isRefusal(error, "EBUSY")) throw error;
-    }
+    const errno = on.kernel.tryExpire(".");
+    if (errno === EINVAL) on.bound = true;
+    else if (errno !== EBUSY) throw new SyscallError("umount2", errno, ".");
   },
 };
 
@@ -809,6 +806,7 @@ function openRoot(kernel: Kernel, path: PathLike, flags: number): { fd: number; 
 }
 
 const EBUSY = 16;
+const EINVAL = 22;
 
 function refuseStrayThread(situation: Situation, path: PathLike): void {
   const stray = findStrayThread(situation);

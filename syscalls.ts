@@ -537,6 +537,15 @@ export function umount2(target: PathLike, flags: number): void {
   if (syscall(arm ? 39 : 166, toPath(target, "target"), flags) === -1) fail("umount2", target);
 }
 
+/**
+ * umount2(2) with `MNT.EXPIRE`, of what is not to be unmounted: a mount that is in use, or that was not marked before.
+ *
+ * @returns The error's number, or 0. EBUSY: it is in use. EAGAIN: it was marked. EINVAL: it is locked, or no mount at all.
+ */
+export function tryExpire(target: PathLike, flags = 0): number {
+  return syscall(arm ? 39 : 166, toPath(target, "target"), MNT.EXPIRE | flags) === -1 ? lastErrno() : 0;
+}
+
 /** pivot_root(2). */
 export function pivot_root(newRoot: PathLike, putOld: PathLike): void {
   const result = syscall(arm ? 41 : 155, toPath(newRoot, "newRoot"), toPath(putOld, "putOld"));
@@ -968,6 +977,7 @@ export interface Kernel {
   sharesFs: typeof sharesFs;
   statmount: typeof statmount;
   statx: typeof statx;
+  tryExpire: typeof tryExpire;
   umount2: typeof umount2;
   unlinkat: typeof unlinkat;
 }
@@ -990,6 +1000,7 @@ export const kernel: Kernel = {
   sharesFs,
   statmount,
   statx,
+  tryExpire,
   umount2,
   unlinkat,
 };

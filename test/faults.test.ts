@@ -63,6 +63,7 @@ async function attempt({ methods, putOld, mountPoint, failing }: Plan): Promise<
     "move_mount",
     "open_tree",
     "pivot_root",
+    "tryExpire",
     "umount2",
     "unlinkat",
   ] as const;
