@@ -110,10 +110,7 @@ const table = "/proc/self/mountinfo";
 export function getMounts(filter?: MountFilter): MountInfo[] {
   if (filter !== undefined) checkFilter(filter);
   const mounts: MountInfo[] = [];
-  readTable((mount) => {
-    mounts.push(mount);
-    return false;
-  });
+  readTable(mounts);
   // Afterwards: a filter that mounts something must not change what is still to be read.
   return filter === undefined ? mounts : mounts.filter(filter);
 }
@@ -125,13 +122,9 @@ export function getMounts(filter?: MountFilter): MountInfo[] {
  */
 export function findMount(filter: MountFilter): MountInfo | undefined {
   checkFilter(filter);
-  let found: MountInfo | undefined;
-  readTable((mount) => {
-    if (!filter(mount)) return false;
-    found = mount;
-    return true;
-  });
-  return found;
+  const mounts: MountInfo[] = [];
+  readTable(mounts, filter);
+  return mounts[0];
 }
 
 function checkFilter(filter: MountFilter): void {
@@ -148,18 +141,12 @@ function checkFilter(filter: MountFilter): void {
 export function parseMountInfo(source: string | Uint8Array, filter?: MountFilter): MountInfo[] {
   const bytes = typeof source === "string" ? new TextEncoder().encode(source) : source;
   const mounts: MountInfo[] = [];
-  parseLines(newLine(), bytes, bytes.length, true, (mount) => {
-    if (filter === undefined || filter(mount)) mounts.push(mount);
-    return false;
-  });
-  return mounts;
+  parseLines(newLine(), bytes, bytes.length, true, mounts);
+  return filter === undefined ? mounts : mounts.filter(filter);
 }
 
-/** Gets a mount, and says whether it was the last that is wanted. */
-type Take = (mount: MountInfo) => boolean;
-
 /** Parses while reading, into one block that is used again: the memory for a whole table would cost as much as parsing it. */
-function readTable(take: Take): void {
+function readTable(mounts: MountInfo[], first?: MountFilter): void {
   const fd = open(table, O.RDONLY | O.CLOEXEC);
   try {
     let block = new Uint8Array(65536);
@@ -169,7 +156,7 @@ function readTable(take: Take): void {
       length += count;
       // The kernel gives a page at a time, or a little less: lines are not cut in two.
       if (count > 0 && length <= block.length - 8192) continue;
-      const parsed = parseLines(line, block, length, count === 0, take);
+      const parsed = parseLines(line, block, length, count === 0, mounts, first);
       if (parsed === -1 || count === 0) return;
       if (parsed === 0) {
         const larger = new Uint8Array(block.length * 2);
@@ -196,9 +183,17 @@ const backslash = 0x5c;
  *
  * @param length How many bytes there are.
  * @param last Whether nothing follows: then what has no newline at its end is a line, too.
+ * @param mounts Gets what is found: all, or only the first that `first` picks.
  * @returns Where the first line begins that is not parsed yet; -1 if no more are wanted.
  */
-function parseLines(line: Line, bytes: Uint8Array, length: number, last: boolean, take: Take): number {
+function parseLines(
+  line: Line,
+  bytes: Uint8Array,
+  length: number,
+  last: boolean,
+  mounts: MountInfo[],
+  first?: MountFilter,
+): number {
   line.bytes = bytes;
   // One character for each byte, so that an offset into the one is an offset into the other.
   line.text = Buffer.from(bytes.buffer, bytes.byteOffset, length).toString("latin1");
@@ -230,7 +225,12 @@ function parseLines(line: Line, bytes: Uint8Array, length: number, last: boolean
     line.end = end;
     line.plain = plain;
     if (!sameTail) readTail(line, ends, count);
-    if (take(parseLine(line, ends))) return -1;
+    const mount = parseLine(line, ends);
+    if (first === undefined) mounts.push(mount);
+    else if (first(mount)) {
+      mounts.push(mount);
+      return -1;
+    }
     line.start = end + 1;
   }
   return line.start;
