@@ -154,7 +154,7 @@ function readTable(mounts: MountInfo[], first?: MountFilter): void {
     for (let length = 0; ; ) {
       const count = read(fd, length === 0 ? block : block.subarray(length));
       length += count;
-      // The kernel gives a page at a time, or a little less: lines are not cut in two.
+      // The kernel gives a page at a time: as many are parsed together as fit.
       if (count > 0 && length <= block.length - 8192) continue;
       const parsed = parseLines(line, block, length, count === 0, mounts, first);
       if (parsed === -1 || count === 0) return;
