@@ -1,6 +1,6 @@
 /**
- * Runs the tests in a privileged container: `bun test/run.ts [FILTER]... [--OPTION=VALUE]...`. A filter is a part of a test
- * file's path, options go to `bun test`.
+ * Runs the tests in a privileged container: `bun test/run.ts [--hard] [FILTER]... [--OPTION=VALUE]...`. A filter is a part of a test
+ * file's path, options go to `bun test`. With --hard, the tests that have so many cases that a part of them is run otherwise run all of them.
  *
  * `bun test` can lose tests and succeed (a `process.exit(0)` in one of them is enough), so what it says is compared with
  * the files that are there. The last line is `N passed, N failed`.
@@ -28,7 +28,8 @@ interface Counts {
 
 const checkout = resolve(import.meta.dir, "..");
 const testFiles = new Bun.Glob("**/*{.test,_test,.spec,_spec}.{ts,tsx,mts,cts,js,jsx,mjs,cjs}");
-const minutes = 20;
+const hard = process.argv.includes("--hard");
+const minutes = hard ? 40 : 20;
 
 function filesOf(glob: Bun.Glob, filters: string[]): string[] {
   return [...glob.scanSync(checkout)]
@@ -63,10 +64,15 @@ async function runInside(containers: Containers, files: string[], options: strin
   const started = performance.now();
   const reports = ["--reporter=junit", "--reporter-outfile=/results/junit.xml"];
   const paths = files.map((file) => `./${file}`);
-  const finished = await containers.run(containers.privileged, ["bun", "test", ...reports, ...options, ...paths], {
-    timeout: minutes * 60,
-    show: true,
-  });
+  const environment = hard ? ["--env", "MOUNTTREE_HARD=1"] : [];
+  const finished = await containers.run(
+    [...containers.privileged, ...environment],
+    ["bun", "test", ...reports, ...options, ...paths],
+    {
+      timeout: minutes * 60,
+      show: true,
+    },
+  );
   const inTime = performance.now() - started < minutes * 60_000;
   const junit = Bun.file(join(results, "junit.xml"));
   const { passed, failed, doubts } = judge(files, finished, (await junit.exists()) ? await junit.text() : undefined);
@@ -108,7 +114,7 @@ async function remove(directory: string): Promise<void> {
 }
 
 async function runTests(signal: AbortSignal, counts: Counts): Promise<void> {
-  const options = process.argv.slice(2).filter((argument) => argument.startsWith("-"));
+  const options = process.argv.slice(2).filter((argument) => argument.startsWith("-") && argument !== "--hard");
   const filters = process.argv.slice(2).filter((argument) => !argument.startsWith("-"));
   const inside = filesOf(testFiles, filters);
   const outside = filesOf(new Bun.Glob("test/**/*.outside.ts"), filters);

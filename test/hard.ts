@@ -1,0 +1,23 @@
+/** How much of the long tests is run: all of it by `bun run test:hard`, a part by `bun run test`. */
+
+/** Whether everything is to be run. */
+export const hard: boolean = process.env.MOUNTTREE_HARD === "1";
+
+/** `all` of something, or `part` of it. */
+export function amount(all: number, part: number): number {
+  return hard ? all : part;
+}
+
+/**
+ * All cases, or about `part` of them, spread evenly: which ones depends on `seed`, so that not always the same are left out. Print it.
+ *
+ * @param seed Any number, such as today's.
+ */
+export function someOf<T>(cases: readonly T[], part: number, seed: number): T[] {
+  if (hard || cases.length <= part) return [...cases];
+  const step = cases.length / part;
+  const first = seed % Math.ceil(step);
+  return Array.from({ length: part }, (_, index) => cases[(first + Math.floor(index * step)) % cases.length]).filter(
+    (each) => each !== undefined,
+  );
+}
