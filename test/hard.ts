@@ -1,7 +1,9 @@
 /** How much of the long tests is run: all of it by `bun run test:hard`, a part by `bun run test`. */
 
+const { MOUNTTREE_HARD } = process.env;
+
 /** Whether everything is to be run. */
-export const hard: boolean = process.env.MOUNTTREE_HARD === "1";
+export const hard: boolean = MOUNTTREE_HARD === "1";
 
 /** `all` of something, or `part` of it. */
 export function amount(all: number, part: number): number {
