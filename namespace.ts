@@ -18,14 +18,13 @@ import {
   NamespaceError,
   numbersIn,
   oneThread,
-  ownName,
+  placeMarker,
   type Refusal,
   refuseWhatCannotRestart,
-  rename,
   requireProc,
   strings,
   takeMarker,
-  writeMarker,
+  textOf,
 } from "./restart.ts";
 import {
   AT,
@@ -40,7 +39,6 @@ import {
   faultsOfChildren,
   fcntl,
   hasChildren,
-  isRefusal,
   kernel,
   mount,
   O,
@@ -48,7 +46,9 @@ import {
   pathText,
   programOfUserNamespace,
   SyscallError,
+  setThreadName,
   statx,
+  threadName,
   type UserNamespacePlan,
   unshare,
 } from "./syscalls.ts";
@@ -88,7 +88,7 @@ interface Request {
  * the same arguments, environment, working directory, umask, standard streams and process number, and this function returns in
  * the second run. So everything before the call happens twice. What was written to `process.stdout` and `process.stderr` is written out first;
  * what was read from standard input is lost, what was not read is not. Descriptors that were opened by the program are closed, those
- * that it was started with stay open as far as they follow upon 2 without a gap; so does the channel to a parent that it has by IPC.
+ * that it was started with stay open as far as they follow upon 2 without a gap, up to 199; so does the channel to a parent that it has by IPC.
  *
  * Afterwards every thread is in the new namespace, and so is all that is started later. A second call returns at once, whatever its options.
  *
@@ -174,16 +174,11 @@ function rememberNamespace(): void {
 
 /** Does not return, but in another run of the program. */
 function restart(request: Request, { refusals }: State): void {
-  refuseWhatCannotRestart();
-  const [argv, environment] = [strings("/proc/self/cmdline"), strings("/proc/self/environ")];
+  const argv = strings("/proc/self/cmdline");
+  refuseWhatCannotRestart(argv);
+  const environment = strings("/proc/self/environ");
   const keep = inherited(environment);
-  const marker: Omit<Marker, "namespace" | "replaced"> = {
-    pid: process.pid,
-    comm: ownName(),
-    ambient: false,
-    refusals,
-    faults: faultsOfChildren(),
-  };
+  const marker: Marker = { pid: process.pid, comm: threadName(), faults: faultsOfChildren(), refusals };
   flush();
   let entered = false;
   try {
@@ -193,7 +188,9 @@ function restart(request: Request, { refusals }: State): void {
       unshare(CLONE.NEWNS);
       entered = true;
       mount(null, "/", null, request.propagation, null);
-      executeAgain({ ...marker, namespace: namespaceOf("self"), replaced: undefined }, argv, environment, keep);
+      const namespace = linkOf("/proc/self/ns/mnt");
+      if (namespace !== undefined) marker.namespace = namespace;
+      executeAgain(marker, argv, environment, keep);
     }
   } catch (error) {
     throw error instanceof SyscallError ? refused(request, error, entered) : error;
@@ -203,7 +200,7 @@ function restart(request: Request, { refusals }: State): void {
 /** unshare(2) with CLONE_NEWUSER needs a process of one thread. A program of ours is one, and executes the caller's again. */
 function restartInUserNamespace(
   { map, propagation, text }: Request,
-  marker: Omit<Marker, "namespace" | "replaced">,
+  marker: Marker,
   argv: readonly Uint8Array[],
   environment: readonly Uint8Array[],
   keep: readonly number[],
@@ -211,30 +208,32 @@ function restartInUserNamespace(
   // The program's own directory is none of ours: Bun would read its configuration.
   const cwd = open(".", O.PATH | O.CLOEXEC);
   const root = open("/", O.PATH | O.CLOEXEC);
-  const plan: UserNamespacePlan & Omit<Marker, "namespace" | "replaced"> & { request: string } = {
-    ...marker,
-    request: text,
+  marker.ambient = map === "same" && process.geteuid?.() !== 0;
+  const plan: UserNamespacePlan = {
     cwd,
     keep,
     files: userNamespaceMaps(map === "root"),
     propagation,
-    ambient: map === "same" && process.geteuid?.() !== 0,
+    ambient: marker.ambient,
     argv: argv.map(latin1),
     environment: environment.map(latin1),
+    marker: textOf(marker),
+    request: text,
   };
-  const bytes = Buffer.from(JSON.stringify(plan));
-  const fd = writeMarker(bytes);
-  const program = programOfUserNamespace(fd, bytes.length);
+  const json = JSON.stringify(plan);
+  const place = placeMarker(json, keep);
+  const program = programOfUserNamespace(place.fd, Buffer.byteLength(json));
   const options = ["--no-env-file", "--config=/dev/null", "--tsconfig-override=/dev/null"];
   const loader = environment.filter((entry) => pathText(entry).startsWith("LD_"));
   try {
     kernel.fchdir(root);
-    for (const each of [fd, cwd, ...keep]) fcntl(each, F.SETFD, 0);
+    for (const each of [cwd, ...keep]) fcntl(each, F.SETFD, 0);
     execve("/proc/self/exe", ["bun", ...options, "-e", program], [...loader, "BUN_BE_BUN=1", ...oneThread]);
   } catch (error) {
     kernel.fchdir(cwd);
     for (const each of keep) fcntl(each, F.SETFD, FD_CLOEXEC);
-    for (const each of [fd, cwd, root]) close(each);
+    for (const each of [cwd, root]) close(each);
+    place.remove();
     throw error;
   }
 }
@@ -252,7 +251,7 @@ function knownState(): State {
   const known: unknown = Reflect.get(globalThis, key);
   if (isState(known)) return known;
   const state: State = { entered: false, refusals: [] };
-  const marker = isThere("/proc/self/fd") ? takeMarker() : undefined;
+  const marker = takeMarker();
   if (marker !== undefined) {
     arrive(marker);
     state.entered = marker.namespace !== undefined;
@@ -264,7 +263,7 @@ function knownState(): State {
 
 /** The second run: what has to be true is looked at, and what execve(2) changed is put right. */
 function arrive({ namespace, comm, ambient, faults }: Marker): void {
-  rename(comm);
+  setThreadName(comm);
   if (namespace === undefined) return;
   for (const thread of numbersIn("/proc/self/task")) {
     const link = linkOf(`/proc/self/task/${thread}/ns/mnt`);
@@ -278,18 +277,4 @@ function arrive({ namespace, comm, ambient, faults }: Marker): void {
   if (ambient) dropInheritableCapabilities();
   // Children that were started in between, by the program before its call, live in the namespace.
   if (!hasChildren() && faultsOfChildren() === faults) rememberNamespace();
-}
-
-function namespaceOf(thread: string): string | undefined {
-  return linkOf(`/proc/${thread}/ns/mnt`);
-}
-
-function isThere(path: string): boolean {
-  try {
-    close(open(path, O.PATH | O.CLOEXEC));
-    return true;
-  } catch (error) {
-    if (isRefusal(error, "ENOENT", "ENOTDIR")) return false;
-    throw error;
-  }
 }

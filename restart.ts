@@ -7,12 +7,14 @@
 import {
   AT,
   close,
+  dup3,
   execve,
   F,
   FD_CLOEXEC,
   faultsOfChildren,
   fcntl,
   fstatfs,
+  isOpen,
   isRefusal,
   memfd_create,
   O,
@@ -25,10 +27,11 @@ import {
   STATX,
   SyscallError,
   setEnvironment,
+  setThreadName,
   statx,
+  threadName,
   write,
 } from "./syscalls.ts";
-import { writeText } from "./usernamespace.ts";
 
 /** Why a namespace could not be entered, for programs. */
 export type NamespaceReason =
@@ -71,30 +74,30 @@ export class NamespaceError extends Error {
   }
 }
 
-/** What a program knows that was started once more. It is read from the marker; every field is checked there. */
+/** What a program knows that was started once more. */
 export interface Marker {
   /** The process, which stays the same over execve(2): a child does not take its parent's marker for its own. */
-  readonly pid: number;
+  pid: number;
   /** The process's name, which execve(2) changes. */
-  readonly comm: string;
+  comm: string;
   /** The link `ns/mnt` of the namespace that was entered, if any. */
-  readonly namespace: string | undefined;
+  namespace?: string;
   /** Whether there are ambient capabilities to be given up. */
-  readonly ambient: boolean;
-  /** What has been refused so far. A program that is started once more asks for the same again. */
-  readonly refusals: readonly Refusal[];
+  ambient?: boolean;
   /** What {@link faultsOfChildren} was then. */
-  readonly faults: number;
-  /** The environment variables that {@link restartAlone} replaced: names, and what they were. */
-  readonly replaced: readonly string[] | undefined;
+  faults: number;
+  /** What has been refused so far. A program that is started once more asks for the same again. */
+  refusals: readonly Refusal[];
+  /** The entries of the environment that {@link restartAlone} replaced. */
+  replaced?: readonly string[];
 }
 
 export interface Refusal {
-  /** For which options. */
-  readonly request: string;
   readonly syscall: string;
   readonly errno: number;
   readonly entered: boolean;
+  /** For which options. */
+  readonly request: string;
 }
 
 // --- One thread
@@ -127,7 +130,7 @@ export function restartAlone(): void {
   requireProc();
   const marker = takeMarker();
   if (marker !== undefined) {
-    rename(marker.comm);
+    setThreadName(marker.comm);
     for (const entry of oneThread) setEnvironment(nameOf(entry));
     for (const entry of marker.replaced ?? []) setEnvironment(nameOf(entry), entry.slice(nameOf(entry).length + 1));
   }
@@ -137,22 +140,21 @@ export function restartAlone(): void {
     const message = `this process has ${threads} threads, and should have one, after it was started once more for that purpose`;
     throw new NamespaceError("threads", message);
   }
-  refuseWhatCannotRestart();
+  const argv = strings("/proc/self/cmdline");
+  refuseWhatCannotRestart(argv);
   const environment = strings("/proc/self/environ");
   const isOurs = (entry: Uint8Array): boolean => oneThread.some((each) => isNamed(entry, nameOf(each)));
   const restarted: Marker = {
     pid: process.pid,
-    comm: ownName(),
-    namespace: undefined,
-    ambient: false,
-    refusals: [],
+    comm: threadName(),
     faults: 0,
+    refusals: [],
     replaced: environment.filter(isOurs).map(pathText),
   };
   const keep = inherited(environment);
   flush();
   const others = environment.filter((entry) => !isOurs(entry));
-  executeAgain(restarted, strings("/proc/self/cmdline"), [...others, ...oneThread], keep);
+  executeAgain(restarted, argv, [...others, ...oneThread], keep);
 }
 
 function nameOf(entry: string): string {
@@ -161,7 +163,7 @@ function nameOf(entry: string): string {
 
 // --- Whether the program can be executed once more
 
-export function refuseWhatCannotRestart(): void {
+export function refuseWhatCannotRestart(argv: readonly Uint8Array[]): void {
   const restarted = "cannot enter a mount namespace, for which this program has to be started once more";
   const flags = process.execArgv;
   if (Bun.main.endsWith("/[stdin]")) {
@@ -170,7 +172,7 @@ export function refuseWhatCannotRestart(): void {
   }
   // A compiled program takes its arguments for its own.
   if (Bun.main.startsWith("/$bunfs/")) return;
-  const own = argumentsOfBun();
+  const own = argumentsOfBun(argv);
   // What BUN_OPTIONS says comes first in execArgv, and is not on the command line.
   const rest = own.filter((argument) => !flags.includes(argument));
   if (rest[0] === "test") {
@@ -190,11 +192,11 @@ export function refuseWhatCannotRestart(): void {
 }
 
 /** The command line without the program's name, and without the arguments that are for the script. */
-function argumentsOfBun(): string[] {
-  const all = strings("/proc/self/cmdline").slice(1).map(pathText);
-  const evaluated = Bun.main.endsWith("/[eval]");
-  const scripts = process.argv.length - (evaluated ? 1 : 2);
-  return all.slice(0, Math.max(0, all.length - scripts));
+function argumentsOfBun(argv: readonly Uint8Array[]): string[] {
+  const scripts = process.argv.length - (Bun.main.endsWith("/[eval]") ? 1 : 2);
+  const own: string[] = [];
+  for (let at = 1; at < argv.length - scripts; at++) own.push(pathText(argv[at] ?? ""));
+  return own;
 }
 
 /** Whether the script would be found again, as far as can be told: where it was started by an absolute path, the directory does not matter. */
@@ -285,14 +287,14 @@ export function latin1(bytes: Uint8Array): string {
  */
 export function inherited(environment: readonly Uint8Array[]): number[] {
   const found: number[] = [];
-  for (let fd = 3; ; fd++) {
-    const link = linkOf(`/proc/self/fd/${fd}`);
-    if (link === undefined || link === "anon_inode:[eventpoll]") break;
+  for (let fd = 3; fd < placeOfMarker && isOpen(fd) && linkOf(`/proc/self/fd/${fd}`) !== "anon_inode:[eventpoll]"; fd++)
     found.push(fd);
+  for (let at = 0; at < environment.length; at++) {
+    const entry = environment[at];
+    if (entry === undefined || !isNamed(entry, "NODE_CHANNEL_FD")) continue;
+    const channel = Number(pathText(entry).slice("NODE_CHANNEL_FD=".length));
+    if (isOpen(channel) && !found.includes(channel)) found.push(channel);
   }
-  const entry = environment.find((each) => isNamed(each, "NODE_CHANNEL_FD"));
-  const channel = entry === undefined ? -1 : Number(pathText(entry).slice("NODE_CHANNEL_FD=".length));
-  if (linkOf(`/proc/self/fd/${channel}`) !== undefined && !found.includes(channel)) found.push(channel);
   return found;
 }
 
@@ -300,16 +302,43 @@ export function inherited(environment: readonly Uint8Array[]): number[] {
 
 const nameOfMarker = "mounttree";
 
-/** Returns its descriptor. */
-export function writeMarker(bytes: Uint8Array): number {
-  const fd = memfd_create(nameOfMarker);
+/**
+ * The marker's descriptor, or the next one if this is the channel to a parent. It is a fixed one because looking through all of them
+ * takes a tenth of a start. Bun has none so high when it starts.
+ */
+const placeOfMarker = 200;
+
+/** Where a marker is, and how it is taken away again. */
+export interface Place {
+  readonly fd: number;
+  remove(): void;
+}
+
+/** Puts a marker where the second run looks for it. What has that descriptor now gets it back in the end. */
+export function placeMarker(text: string, keep: readonly number[]): Place {
+  const bytes = Buffer.from(text);
+  const fd = keep.includes(placeOfMarker) ? placeOfMarker + 1 : placeOfMarker;
+  const flags = isOpen(fd) ? fcntl(fd, F.GETFD) : undefined;
+  const moved = flags === undefined ? -1 : fcntl(fd, F.DUPFD_CLOEXEC, placeOfMarker + 2);
+  const file = memfd_create(nameOfMarker);
   try {
-    for (let at = 0; at < bytes.length; ) at += write(fd, bytes.subarray(at));
+    for (let at = 0; at < bytes.length; ) at += write(file, bytes.subarray(at));
+    if (file === fd) fcntl(fd, F.SETFD, 0);
+    else dup3(file, fd, 0);
   } catch (error) {
-    close(fd);
+    if (moved !== -1) close(moved);
+    close(file);
     throw error;
   }
-  return fd;
+  if (file !== fd) close(file);
+  return {
+    fd,
+    remove: () => {
+      if (flags === undefined) return close(fd);
+      dup3(moved, fd, flags === 0 ? 0 : O.CLOEXEC);
+      close(moved);
+    },
+  };
 }
 
 /** Executes this process's program again, which finds the marker. */
@@ -319,74 +348,80 @@ export function executeAgain(
   environment: readonly (string | Uint8Array)[],
   keep: readonly number[],
 ): never {
-  const fd = writeMarker(Buffer.from(JSON.stringify(marker)));
+  const place = placeMarker(textOf(marker), keep);
   try {
-    for (const each of [fd, ...keep]) fcntl(each, F.SETFD, 0);
+    for (const each of keep) fcntl(each, F.SETFD, 0);
     execve("/proc/self/exe", argv, environment);
   } catch (error) {
     for (const each of keep) fcntl(each, F.SETFD, FD_CLOEXEC);
-    close(fd);
+    place.remove();
     throw error;
   }
 }
 
 /** The marker that this process left for itself before it was executed again. It is there once only. */
 export function takeMarker(): Marker | undefined {
-  for (const fd of numbersIn("/proc/self/fd")) {
-    if (linkOf(`/proc/self/fd/${fd}`) !== `/memfd:${nameOfMarker} (deleted)`) continue;
-    const marker = parseMarker(new TextDecoder().decode(readFile(`/proc/self/fd/${fd}`)));
-    if (marker?.pid !== process.pid) continue;
+  for (let fd = placeOfMarker; fd < placeOfMarker + 2; fd++) {
+    if (!isOpen(fd)) continue;
+    const path = `/proc/self/fd/${fd}`;
+    if (linkOf(path) !== `/memfd:${nameOfMarker} (deleted)`) continue;
+    const marker = parseMarker(pathText(readFile(path)));
+    if (marker.pid !== process.pid) continue;
     close(fd);
     return marker;
   }
   return undefined;
 }
 
-function parseMarker(text: string): Marker | undefined {
-  let value: unknown;
-  try {
-    value = JSON.parse(text);
-  } catch {
-    return undefined;
-  }
-  if (typeof value !== "object" || value === null) return undefined;
-  const get = (name: string): unknown => Reflect.get(value, name);
-  const [pid, comm, namespace, faults, replaced, refusals] = [
-    get("pid"),
-    get("comm"),
-    get("namespace"),
-    get("faults"),
-    get("replaced"),
-    get("refusals"),
-  ];
-  if (typeof pid !== "number" || typeof comm !== "string" || typeof faults !== "number" || !Array.isArray(refusals))
-    return undefined;
-  const latest: unknown = get("refusal");
-  const added = typeof latest === "object" && latest !== null ? [{ ...latest, request: get("request") }] : [];
-  return {
-    pid,
-    comm,
-    namespace: typeof namespace === "string" ? namespace : undefined,
-    ambient: get("ambient") === true,
-    refusals: [...refusals, ...added].filter(isRefusalRecord),
-    faults,
-    replaced: Array.isArray(replaced) ? replaced.filter((each) => typeof each === "string") : undefined,
-  };
+/** A marker as an environment is written, since that is quickest: NAME=VALUE, with a NUL behind each. */
+export function textOf({ pid, comm, namespace, ambient, faults, refusals, replaced = [] }: Marker): string {
+  let text = `pid=${pid}\0comm=${comm}\0faults=${faults}\0`;
+  if (namespace !== undefined) text += `namespace=${namespace}\0`;
+  if (ambient) text += "ambient=\0";
+  for (const { syscall, errno, entered, request } of refusals) text += `refusal=${syscall} ${errno} ${entered} ${request}\0`;
+  for (const entry of replaced) text += `replaced=${entry}\0`;
+  return text;
 }
 
-function isRefusalRecord(value: unknown): value is Refusal {
-  return (
-    typeof value === "object" &&
-    value !== null &&
-    "request" in value &&
-    typeof value.request === "string" &&
-    "syscall" in value &&
-    typeof value.syscall === "string" &&
-    "errno" in value &&
-    typeof value.errno === "number" &&
-    "entered" in value &&
-    typeof value.entered === "boolean"
-  );
+function parseMarker(text: string): Marker {
+  const refusals: Refusal[] = [];
+  const replaced: string[] = [];
+  const marker: Marker = { pid: 0, comm: "", faults: 0, refusals, replaced };
+  const entries = text.split("\0");
+  for (let index = 0; index < entries.length; index++) {
+    const entry = entries[index] ?? "";
+    const at = entry.indexOf("=");
+    const value = entry.slice(at + 1);
+    switch (entry.slice(0, at)) {
+      case "pid":
+        marker.pid = Number(value);
+        break;
+      case "comm":
+        marker.comm = value;
+        break;
+      case "faults":
+        marker.faults = Number(value);
+        break;
+      case "namespace":
+        marker.namespace = value;
+        break;
+      case "ambient":
+        marker.ambient = true;
+        break;
+      case "refusal":
+        refusals.push(parseRefusal(value));
+        break;
+      case "replaced":
+        replaced.push(value);
+        break;
+    }
+  }
+  return marker;
+}
+
+function parseRefusal(text: string): Refusal {
+  const [syscall = "", errno, entered, ...request] = text.split(" ");
+  return { syscall, errno: Number(errno), entered: entered === "true", request: request.join(" ") };
 }
 
 // --- What /proc says of this process
@@ -404,19 +439,6 @@ export function requireProc(): void {
     "no-proc",
     "cannot enter a mount namespace: the threads of this process cannot be looked at, since /proc is not mounted; mount it, or enter the namespace before switchRoot()",
   );
-}
-
-export function ownName(): string {
-  return pathText(readFile("/proc/self/comm")).trimEnd();
-}
-
-/** execve(2) calls the process after the file, which is "exe". */
-export function rename(comm: string): void {
-  try {
-    writeText("/proc/self/comm", comm);
-  } catch (error) {
-    if (!(error instanceof SyscallError)) throw error;
-  }
 }
 
 /** What a link of /proc says; undefined if it is gone. */
@@ -439,6 +461,7 @@ export function numbersIn(path: string): number[] {
   }
 }
 
+/** A directory's links are itself, its name, and its subdirectories; in /proc/self/task these are the threads. */
 export function countThreads(): number {
-  return numbersIn("/proc/self/task").length;
+  return statx(AT.FDCWD, "/proc/self/task", 0, STATX.BASIC_STATS).nlink - 2;
 }

@@ -103,7 +103,7 @@ export const MOUNT_ATTR = { RDONLY: 1, NOSUID: 2, NODEV: 4, NOEXEC: 8 } as const
 
 export const KCMP = { FS: 3 } as const;
 export const CAP = { SYS_CHROOT: 18, SYS_ADMIN: 21 } as const;
-export const F = { GETFD: 1, SETFD: 2, GETFL: 3, SETFL: 4 } as const;
+export const F = { GETFD: 1, SETFD: 2, GETFL: 3, SETFL: 4, DUPFD_CLOEXEC: 1030 } as const;
 export const FD_CLOEXEC = 1;
 export const CLOSE_RANGE = { CLOEXEC: 4 } as const;
 export const PROC_SUPER_MAGIC = 0x9fa0;
@@ -407,14 +407,15 @@ export function write(fd: number, bytes: Uint8Array): number {
 export function readFile(path: PathLike, dirfd: number = AT.FDCWD): Uint8Array {
   const fd = openat(dirfd, path, O.RDONLY | O.CLOEXEC);
   try {
-    let bytes = new Uint8Array(65536);
+    // Most files are short enough for the memory that is there. New memory costs a page fault for every 4 kB.
+    let { bytes } = memory ?? allocate();
     let length = 0;
     for (;;) {
       const count = read(fd, length === 0 ? bytes : bytes.subarray(length));
-      if (count === 0) return bytes.subarray(0, length);
+      if (count === 0) return bytes.slice(0, length);
       length += count;
       if (length === bytes.length) {
-        const larger = new Uint8Array(length * 2);
+        const larger = new Uint8Array(length * 4);
         larger.set(bytes);
         bytes = larger;
       }
@@ -477,6 +478,7 @@ export interface Statx {
   mask: number;
   /** File type and permissions, as in inode(7). */
   mode: number;
+  nlink: number;
   ino: bigint;
   devMajor: number;
   devMinor: number;
@@ -500,6 +502,7 @@ function statxFrom(view: DataView): Statx {
   return {
     mask: view.getUint32(0, true),
     mode: view.getUint16(28, true),
+    nlink: view.getUint32(16, true),
     ino: view.getBigUint64(32, true),
     devMajor: view.getUint32(136, true),
     devMinor: view.getUint32(140, true),
@@ -718,10 +721,34 @@ export function faultsOfChildren(): number {
   return Number(view.getBigUint64(64, true));
 }
 
-/** fcntl(2) with a command that takes a number: `F.GETFD`, `F.SETFD`, `F.GETFL`, `F.SETFL`. Returns what the command does. */
+/** prctl(2) with PR_GET_NAME: this thread's name. The main thread's is the process's, `/proc/self/comm`. */
+export function threadName(): string {
+  const PR_GET_NAME = 16;
+  const { bytes } = memory ?? allocate();
+  if (syscall(arm ? 167 : 157, PR_GET_NAME, bytes) === -1) fail("prctl");
+  return decode(bytes.subarray(0, bytes.indexOf(0)));
+}
+
+/** prctl(2) with PR_SET_NAME: 15 bytes of the name are taken. */
+export function setThreadName(name: string): void {
+  const PR_SET_NAME = 15;
+  if (syscall(arm ? 167 : 157, PR_SET_NAME, toText(name, "name")) === -1) fail("prctl");
+}
+
+/** fcntl(2) with a command that takes a number: `F.GETFD`, `F.SETFD`, `F.GETFL`, `F.SETFL`, `F.DUPFD_CLOEXEC`. Returns what the command does. */
 export function fcntl(fd: number, command: number, argument = 0): number {
   const result = syscall(arm ? 25 : 72, fd, command, argument);
   return result === -1 ? fail("fcntl") : result;
+}
+
+/** Whether a descriptor is open. */
+export function isOpen(fd: number): boolean {
+  return syscall(arm ? 25 : 72, fd, F.GETFD) !== -1;
+}
+
+/** dup3(2): `to` becomes another descriptor of what `from` is one of; what it was before is closed. */
+export function dup3(from: number, to: number, flags: number): void {
+  if (syscall(arm ? 24 : 292, from, to, flags) === -1) fail("dup3");
 }
 
 /** close_range(2), Linux 5.9, with `CLOSE_RANGE.CLOEXEC` 5.11. */
@@ -848,10 +875,7 @@ export function statNamespaceRoot(): Statx {
   return statxFrom(new DataView(stdout.buffer, stdout.byteOffset, 256));
 }
 
-/**
- * What {@link programOfUserNamespace} reads from its descriptor. It writes there what else it found, and adds `namespace`, the link
- * `ns/mnt` of the new namespace, or `refusal`, what the kernel refused. Strings have a character for each byte.
- */
+/** What {@link programOfUserNamespace} reads from its descriptor. Arguments and environment have a character for each byte. */
 export interface UserNamespacePlan {
   /** The working directory's descriptor. */
   readonly cwd: number;
@@ -865,6 +889,12 @@ export interface UserNamespacePlan {
   readonly ambient: boolean;
   readonly argv: readonly string[];
   readonly environment: readonly string[];
+  /**
+   * What it writes to its descriptor in the end, as entries that end with a NUL each, with one more: `namespace=`, the link `ns/mnt` of
+   * the new namespace, or `refusal=`, the call, its errno, whether this process is in a new namespace nevertheless, and {@link request}.
+   */
+  readonly marker: string;
+  readonly request: string;
 }
 
 /**
@@ -885,13 +915,13 @@ export function programOfUserNamespace(fd: number, bytes: number): string {
       const result = syscall(number, ...args);
       if (result !== -1) return result;
       const errno = read.i32(__errno_location(), 0);
-      throw Object.assign(new Error(name + " failed with errno " + errno), { refusal: { syscall: name, errno, entered } });
+      throw Object.assign(new Error(name + " failed with errno " + errno), { refusal: [name, errno, entered] });
     };
 
     const plan = new Uint8Array(${Math.max(bytes, 1024)});
     call("pread", ${arm ? 67 : 17}, ${fd}, plan, ${bytes}, 0);
-    const { cwd, keep, files, propagation, argv, environment, ...others } = JSON.parse(Buffer.from(plan.subarray(0, ${bytes})).toString());
-    const answer = {};
+    const { cwd, keep, files, propagation, ambient, argv, environment, marker, request } = JSON.parse(Buffer.from(plan.subarray(0, ${bytes})).toString());
+    let answer;
     try {
       call("unshare", ${arm ? 97 : 272}, ${CLONE.NEWUSER | CLONE.NEWNS});
       entered = true;
@@ -902,7 +932,7 @@ export function programOfUserNamespace(fd: number, bytes: number): string {
         call("close", ${arm ? 57 : 3}, file);
       }
       call("mount", ${arm ? 40 : 165}, null, "/", null, propagation, null);
-      if (others.ambient) {
+      if (ambient) {
         const header = new Uint32Array([0x20080522, 0]);
         const sets = new Uint32Array(6);
         call("capget", ${arm ? 90 : 125}, header, sets);
@@ -917,12 +947,12 @@ export function programOfUserNamespace(fd: number, bytes: number): string {
       }
       const link = new Uint8Array(1024);
       const length = call("readlink", ${arm ? 78 : 267}, ${AT.FDCWD}, "/proc/self/ns/mnt", link, 1024);
-      answer.namespace = Buffer.from(link.subarray(0, length)).toString();
+      answer = "namespace=" + Buffer.from(link.subarray(0, length)).toString();
     } catch (error) {
       if (!error.refusal) throw error;
-      answer.refusal = error.refusal;
+      answer = "refusal=" + [...error.refusal, request].join(" ");
     }
-    const text = Buffer.from(JSON.stringify({ ...others, ...answer }));
+    const text = Buffer.from(marker + answer + "\\0");
     call("ftruncate", ${arm ? 46 : 77}, ${fd}, 0);
     call("pwrite", ${arm ? 68 : 18}, ${fd}, text, text.length, 0);
     call("fchdir", ${arm ? 50 : 81}, cwd);

@@ -30,7 +30,7 @@ export function userNamespaceMaps(mapRoot: boolean): [path: string, text: string
 }
 
 /** Writes a text to a file of /proc, in one call. */
-export function writeText(path: string, text: string): void {
+function writeText(path: string, text: string): void {
   const fd = open(path, O.WRONLY | O.CLOEXEC);
   try {
     write(fd, new TextEncoder().encode(text));

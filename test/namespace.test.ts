@@ -13,7 +13,7 @@ watchMountTable();
 const imports = `
   import * as fs from "node:fs";
   import { enterMountNamespace, getMounts, NamespaceError, switchRoot } from "${checkout}/index.ts";
-  import { restartAlone } from "${checkout}/restart.ts";
+  import { placeMarker, restartAlone, textOf } from "${checkout}/restart.ts";
   import * as syscalls from "${checkout}/syscalls.ts";
   const threads = () => fs.readdirSync("/proc/self/task");
   // A thread of the collector may end while it is looked at.
@@ -394,9 +394,8 @@ describe("what the kernel refuses is an error that can be caught, and says what 
 describe("a marker", () => {
   test("of another process, or that names another namespace, is not believed", async () => {
     const path = program(`
-      const fd = syscalls.memfd_create("mounttree");
-      const stage = { pid: Number(process.argv[2]) || process.pid, comm: "x", faults: 0, refusals: [], namespace: "mnt:[1]" };
-      syscalls.write(fd, Buffer.from(JSON.stringify(stage)));
+      const pid = Number(process.argv[2]) || process.pid;
+      if (!syscalls.isOpen(200)) placeMarker(textOf({ pid, comm: "x", faults: 0, refusals: [], namespace: "mnt:[1]" }), []);
       fs.writeSync(1, fs.readlinkSync("/proc/self/ns/mnt") + "\\n");
       ${refuses}
     `);
@@ -404,6 +403,57 @@ describe("a marker", () => {
     expect(JSON.parse(started.stdout.trim().split("\n").at(-1) ?? "")).toMatchObject({ reason: "threads", entered: true });
     // Not its own: it is passed over, and the program restarted.
     expect(await tell([bun, path, "1"])).toBe("entered");
+  });
+});
+
+describe("the marker's descriptor", () => {
+  test("may be in use: the second run has the marker there, whatever the program has open", async () => {
+    const path = program(`
+      const open = Array.from({ length: 300 }, () => fs.openSync("/dev/null"));
+      ${refuses}
+    `);
+    expect(await tell([bun, path])).toBe("entered");
+  });
+
+  test("is what it was, when the marker is taken away again", async () => {
+    const path = program(`
+      const now = (fd) => [syscalls.isOpen(fd) && fs.readlinkSync("/proc/self/fd/" + fd), syscalls.isOpen(fd) && syscalls.fcntl(fd, syscalls.F.GETFD)];
+      const found = [];
+      for (const flags of [undefined, 0, syscalls.O.CLOEXEC]) {
+        if (flags !== undefined) syscalls.dup3(syscalls.open("/proc/self/comm", 0), 200, flags);
+        const before = now(200);
+        const place = placeMarker("text", []);
+        const meanwhile = [place.fd, ...now(200)];
+        place.remove();
+        found.push(before, meanwhile, now(200), now(202));
+      }
+      const place = placeMarker("text", [200]);
+      found.push([place.fd, ...now(200)]);
+      tell(found);
+    `);
+    const comm = expect.stringMatching(/^.proc.[0-9]+.comm$/);
+    const memory = "/memfd:mounttree (deleted)";
+    expect(await tell([bun, path])).toEqual([
+      ...[
+        [false, false],
+        [200, memory, 0],
+        [false, false],
+        [false, false],
+      ],
+      ...[
+        [comm, 0],
+        [200, memory, 0],
+        [comm, 0],
+        [false, false],
+      ],
+      ...[
+        [comm, 1],
+        [200, memory, 0],
+        [comm, 1],
+        [false, false],
+      ],
+      [201, comm, 1],
+    ]);
   });
 });
 

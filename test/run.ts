@@ -63,11 +63,13 @@ function judge(files: string[], { exitCode, stderr }: Finished, junit: string | 
 async function runInside(containers: Containers, files: string[], options: string[], results: string): Promise<Counts> {
   const started = performance.now();
   const reports = ["--reporter=junit", "--reporter-outfile=/results/junit.xml"];
+  // Most tests start processes, which a busy machine is slow at.
+  const patience = "--timeout=60000";
   const paths = files.map((file) => `./${file}`);
   const environment = hard ? ["--env", "MOUNTTREE_HARD=1"] : [];
   const finished = await containers.run(
     [...containers.privileged, ...environment],
-    ["bun", "test", ...reports, ...options, ...paths],
+    ["bun", "test", ...reports, patience, ...options, ...paths],
     {
       timeout: minutes * 60,
       show: true,
