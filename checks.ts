@@ -194,12 +194,18 @@ function text(bytes: Uint8Array): string {
 export const sysAdmin: Check = {
   reason: "no-cap-sys-admin",
   metWhenNew: true,
-  rulesOut: () => (hasCapability(CAP.SYS_ADMIN) ? undefined : "this process does not have CAP_SYS_ADMIN"),
+  rulesOut: () =>
+    hasCapability(CAP.SYS_ADMIN)
+      ? undefined
+      : "this process does not have CAP_SYS_ADMIN (be root, or call enterMountNamespace({ user: true }) first)",
 };
 
 export const sysChroot: Check = {
   reason: "no-cap-sys-chroot",
-  rulesOut: () => (hasCapability(CAP.SYS_CHROOT) ? undefined : "this process does not have CAP_SYS_CHROOT"),
+  rulesOut: () =>
+    hasCapability(CAP.SYS_CHROOT)
+      ? undefined
+      : "this process does not have CAP_SYS_CHROOT (be root, or call enterMountNamespace({ user: true }) first)",
 };
 
 // --- Whose namespace

@@ -7,7 +7,7 @@ import { drawTree, printableText } from "./ls.ts";
 import { version } from "./package.json" with { type: "json" };
 import { restartAlone } from "./restart.ts";
 import { bindInside, devInside, openBound, openDirectory, procInside, tmpfsInside } from "./rootfs.ts";
-import { type PutOld, type RootMethod, switchRootOfThread } from "./switchroot.ts";
+import { type PutOld, type RootMethod, SwitchRootError, switchRootOfThread } from "./switchroot.ts";
 import {
   AT,
   CLONE,
@@ -50,7 +50,7 @@ COMMAND (default: /bin/sh), which is looked up there. Nothing outside sees a mou
                        a temporary one in ROOT
   --chdir DIR          start COMMAND in DIR of the new root (default: /)
   --user               take a user namespace as well, which needs no privileges; who is not root
-                       gets one without asking
+                       gets one without asking. Otherwise this needs CAP_SYS_ADMIN
   --map-same           be in it the user and the group that called (default)
   --map-root           be root in it, with root's rights over what belongs to the namespace
   --keep-fds           leave descriptors above 2 open for COMMAND, but for eventfds and epoll
@@ -61,7 +61,8 @@ Mounted in ROOT, in the order given. A missing DEST is made in ROOT, and stays t
   --bind SRC DEST      SRC and all mounts below it; no devices, no set-user-ID programs
   --ro-bind SRC DEST   the same, read-only
   --tmpfs DEST         an empty tmpfs
-  --proc DEST          a procfs of the current PID namespace
+  --proc DEST          a procfs of the current PID namespace; where a new one is not allowed, the
+                       one on /proc, if it shows that PID namespace and no other
   --dev DEST           a small /dev: null zero full random urandom tty pts ptmx shm fd std*
 
 Exit status: that of COMMAND; 125 if mounttree fails, 126 if COMMAND cannot be executed,
@@ -74,13 +75,19 @@ Shows the mounts of this mount namespace as a tree: what is mounted, where, how,
 mount events propagate. With PATH: the mount that PATH lies on, and what is mounted below PATH.
 
   --json   as JSON, an array of objects with the fields of proc_pid_mountinfo(5)
+
+PROPAGATION is that of mount_namespaces(7): what is mounted inside goes to peers and comes from
+them (shared), comes from a master (slave), neither (private), nor can it be bound (unbindable).
+
+Exit status: 0, or 125 if mounttree fails.
 `;
 
 const checkHelp = `usage: mounttree check [--json] ROOT
 
 Says for each method whether it would work with ROOT, and if not, why: for a process as it is
 started here, without a namespace of its own. 'mounttree run' takes one first; to see what it
-would find, ask as 'unshare --mount mounttree check ROOT'. Nothing is changed.
+would find, ask as 'unshare --mount mounttree check ROOT', without root's rights as
+'unshare --user --map-root-user --mount mounttree check ROOT'. Nothing is changed.
 
   --json   as JSON: { root, methods: [{ method, works, reason, message, lost }] }
 
@@ -158,8 +165,8 @@ interface RunOptions {
   keepDescriptors: boolean;
   /** Whether a user namespace is wanted, and not only where there is no other way. */
   user: boolean;
-  /** Whether the caller is root in it. */
-  mapRoot: boolean;
+  /** Whether the caller is root in it. Undefined: not said. */
+  mapRoot: boolean | undefined;
   /** What to mount in the root, in this order. */
   mounts: MountOption[];
 }
@@ -180,7 +187,7 @@ function run(args: Argument[]): void {
     directory: undefined,
     keepDescriptors: false,
     user: false,
-    mapRoot: false,
+    mapRoot: undefined,
     mounts: [],
   };
   let root = args.shift();
@@ -193,7 +200,15 @@ function run(args: Argument[]): void {
   }
   if (root === "--") root = args.shift();
   if (root === undefined) throw new UsageError("run: ROOT is missing");
+  if (options.mapRoot !== undefined && !options.user && process.geteuid?.() === 0) {
+    throw new UsageError("run: --map-same and --map-root go with --user, which root does not get without asking");
+  }
   if (args[0] === "--") args.shift();
+  else if (args[0] !== undefined && pathText(args[0]).startsWith("-")) {
+    throw new UsageError(
+      `run: '${pathText(args[0])}' comes after ROOT: options go before it (a command of such a name, after --)`,
+    );
+  }
   const command: [PathLike, ...PathLike[]] = [args.shift() ?? "/bin/sh", ...args];
   const prepared = prepareExec(options.keepDescriptors);
   enter(root, options);
@@ -219,6 +234,8 @@ function takeOption(option: Argument, rest: Argument[], options: RunOptions): bo
       return true;
     case "--map-same":
     case "--map-root":
+      if (options.mapRoot === (option !== "--map-root"))
+        throw new UsageError("run: --map-same and --map-root exclude each other");
       options.mapRoot = option === "--map-root";
       return true;
     case "--keep-fds":
@@ -251,10 +268,9 @@ function withValueApart(option: Argument, rest: Argument[]): string {
   const text = pathText(option);
   const [name = "", value] = text.split(/=(.*)/s, 2);
   if (value === undefined || !/^--(method|put-old|chdir|tmpfs|proc|dev)$/.test(name)) {
-    // Those that take no value, or two, are there, but not in this form.
-    throw new UsageError(
-      `run: unknown option '${/^--(bind|ro-bind|keep-fds|user|map-same|map-root)$/.test(name) ? text : name}'`,
-    );
+    if (/^--(bind|ro-bind)$/.test(name)) throw new UsageError(`run: ${name} takes SRC and DEST as two arguments`);
+    // Those that take no value are there, but not in this form.
+    throw new UsageError(`run: unknown option '${/^--(keep-fds|user|map-same|map-root)$/.test(name) ? text : name}'`);
   }
   rest.unshift(typeof option === "string" ? value : option.slice(option.indexOf(0x3d) + 1));
   return name;
@@ -275,15 +291,15 @@ const userNamespace = "taking a user namespace";
 
 /** From here on this thread is alone in what it does: the others stay outside, and end with the execve(2). */
 function enter(path: Argument, { mounts, methods, putOld, directory, user, mapRoot }: RunOptions): void {
-  let doing: string | MountOption = "taking a mount namespace, which needs root (CAP_SYS_ADMIN)";
+  let doing: string | MountOption = "taking a mount namespace, which needs CAP_SYS_ADMIN";
   try {
     if (user || !tookMountNamespace()) {
       doing = userNamespace;
       restartAlone();
-      enterUserNamespace(mapRoot);
+      enterUserNamespace(mapRoot === true);
     }
     // Not private: what the host unmounts should not stay busy here.
-    doing = 'keeping mounts from the host, which needs a "/" that is a mount';
+    doing = "keeping mounts from the host";
     mount(null, "/", null, MS.REC | MS.SLAVE, null);
     doing = "opening ROOT";
     const madeForThis = mounts.length > 0;
@@ -396,10 +412,21 @@ function check(args: Argument[]): void {
   }
   const { json, path } = taken;
   if (path === undefined) throw new UsageError("check: ROOT is missing");
-  const result = checkRoot(path);
+  const result = checkDirectory(path);
   print(json ? `${JSON.stringify(result, undefined, 2)}\n` : checkText(result));
   const strong = result.methods.some(({ method, works }) => works && method !== "chroot");
   process.exit(strong ? 0 : 1);
+}
+
+function checkDirectory(path: Argument): RootCheck {
+  try {
+    return checkRoot(path);
+  } catch (error) {
+    if (!(error instanceof SwitchRootError) || error.phase !== "arguments") throw error;
+    const { cause, code } = error;
+    const why = code === "EBUSY" ? "it is the root already" : cause instanceof Error ? cause.message : "";
+    throw new Error(`ROOT '${pathText(path)}': ${why}`, { cause: error });
+  }
 }
 
 function checkText({ root, methods }: RootCheck): string {
@@ -407,14 +434,21 @@ function checkText({ root, methods }: RootCheck): string {
     const without = lost.length === 0 ? "" : `without what is mounted on ${lost.join(", ")} (unbindable)`;
     return `${method.padEnd(9)} ${works ? "yes" : "no "}  ${works ? without : `${reason}: ${message}`}`.trimEnd();
   });
-  const lines = [
-    `${root} as "/" of a process that is started here, as it is:`,
-    "",
-    ...rows,
-    "",
-    "mounttree run takes a mount namespace of its own first: ask as 'unshare --mount mounttree check ROOT'.",
-  ];
+  const lines = [`${root} as "/" of a process that is started here, as it is:`, "", ...rows, ...hint(methods)];
   return lines.map((line) => `${printableText(line)}\n`).join("");
+}
+
+/** What is missing here and 'mounttree run' would have. */
+function hint(methods: RootCheck["methods"]): string[] {
+  const needs = (...reasons: string[]): boolean => methods.some(({ reason }) => reason !== undefined && reasons.includes(reason));
+  const privileges = needs("no-cap-sys-admin", "namespace-not-owned");
+  if (!privileges && !needs("namespace-shared", "shared-mount")) return [];
+  const namespaces = privileges ? "a user namespace and a mount namespace" : "a mount namespace";
+  const options = privileges ? "--user --map-root-user --mount" : "--mount";
+  return [
+    "",
+    `mounttree run takes ${namespaces} of its own: to see what it would find, 'unshare ${options} mounttree check ROOT'.`,
+  ];
 }
 
 // --- Output

@@ -255,17 +255,18 @@ function causesOfMountEperm(syscall: string, flags: number, fsType: string | nul
 
 // --- Privileges
 
+const privilegeAdvice =
+  "run it as root, or in a user namespace of its own: enterMountNamespace({ user: true }) in a program, --user for 'mounttree run'; in a container, start that with the capability";
+
 function missingSysAdmin({ evidence }: Scene): Verdict {
   if (evidence.capable(CAP.SYS_ADMIN)) return { not: "a missing CAP_SYS_ADMIN" };
-  const message =
-    "this process does not have CAP_SYS_ADMIN in its user namespace (run it as root, or in a user namespace of its own)";
+  const message = `this process does not have CAP_SYS_ADMIN in its user namespace (${privilegeAdvice})`;
   return { reason: "no-cap-sys-admin", message };
 }
 
 function missingSysChroot({ evidence }: Scene): Verdict {
   if (evidence.capable(CAP.SYS_CHROOT)) return { not: "a missing CAP_SYS_CHROOT" };
-  const message =
-    "this process does not have CAP_SYS_CHROOT in its user namespace (run it as root, or in a user namespace of its own)";
+  const message = `this process does not have CAP_SYS_CHROOT in its user namespace (${privilegeAdvice})`;
   return { reason: "no-cap-sys-chroot", message };
 }
 
@@ -605,7 +606,10 @@ function lockedSource(scene: Scene): Verdict {
 }
 
 function lockedTarget(scene: Scene): Verdict {
-  return locked(scene, scene.target, scene.targetPlace);
+  const verdict = locked(scene, scene.target, scene.targetPlace);
+  if (!("message" in verdict)) return verdict;
+  const message = `the mount ${called(scene.target, scene.targetPlace)} is locked here: it came along from a more privileged mount namespace, and cannot be unmounted (to change the root, use the method "pivot" or "detached", which need not unmount it)`;
+  return { reason: "mount-locked", message };
 }
 
 function absoluteRoot(scene: Scene): Verdict {
@@ -684,6 +688,11 @@ function sourceNotMountPoint({ source, sourcePlace }: Scene): Verdict {
 function targetNotMountPoint({ target, targetPlace }: Scene): Verdict {
   if (target === undefined) return notThere;
   if (target.mountRoot) return { not: "a target that is no mount point" };
+  if (target.path === "/") {
+    const message =
+      "this process's root is a plain directory: it was chrooted (start it outside of the chroot, or bind that directory over itself before the chroot)";
+    return { reason: "not-mount-point", message };
+  }
   return {
     reason: "not-mount-point",
     message: `${called(target, targetPlace)} is not a mount point (bind it over itself first)`,
@@ -748,7 +757,7 @@ function foreignPidNamespace({ evidence, fsType }: Scene): Verdict {
   if (owns === undefined) return { unseen: "which user namespace the PID namespace belongs to" };
   if (owns) return { not };
   const message =
-    "a procfs can be mounted only by who owns the PID namespace, and this one belongs to another user namespace (take one as well: 'unshare --pid --fork', or bind the /proc that is there)";
+    "a procfs can be mounted only by who owns the PID namespace, and this one belongs to another user namespace (take both together: 'unshare --user --map-root-user --pid --fork', or bind the /proc that is there, whatever it shows)";
   return { reason: "pid-namespace-not-owned", message };
 }
 

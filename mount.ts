@@ -79,7 +79,8 @@ export { mergeTmpfsOptions, type ParsedMountOptions, type PropagationMode, parse
  * @param options As {@link parseMountOptions} reads them. Default: none.
  * @throws SyscallError as mount(2); then nothing is mounted. `ENOENT` before anything is mounted if more than one call is needed and
  *   /proc is not mounted. `SuppressedError` if undoing failed as well: `error` says why, `suppressed` is the first failure.
- *   TypeError as {@link parseMountOptions}, before anything is mounted.
+ *   TypeError as {@link parseMountOptions}, before anything is mounted; and for a bind with options for the file system, which mount(8) and
+ *   the kernel ignore.
  * @see mount(2), mount(8).
  */
 export function mount(source: PathLike | null, target: PathLike, fsType: string | null, options = ""): void {
@@ -88,6 +89,12 @@ export function mount(source: PathLike | null, target: PathLike, fsType: string 
   if (flags & MS.REMOUNT) {
     remount(target, parsed);
     return;
+  }
+  if (flags & MS.BIND && data !== "") {
+    throw argumentError(
+      "ERR_INVALID_ARG_VALUE",
+      `'${data}' is nothing that a bind mount can be given, and would be ignored (read-only is "ro")`,
+    );
   }
   const unnamed = (source === null || source === "none") && (fsType === null || fsType === "none");
   if (propagation.length > 0 && unnamed && (flags & ~MS.SILENT) === 0 && data === "") {

@@ -10,6 +10,8 @@ export const reasons = [
   "shared-mount",
   "stray-thread",
   "not-verified",
+  // What `switchRoot` was told to refuse.
+  "open-descriptors",
   // Why the kernel refused a call (diagnose.ts).
   "already-mounted",
   "apparmor",
@@ -25,6 +27,7 @@ export const reasons = [
   "namespace-not-owned",
   "new-root-on-root-mount",
   "new-root-not-mount-point",
+  "no-cap-setfcap",
   "no-user-namespaces",
   "not-mount-point",
   "not-same-kind",

@@ -31,6 +31,7 @@ import {
   type PathLike,
   pathText,
   RESOLVE,
+  readFile,
   STATX,
   type Statx,
   statx,
@@ -90,7 +91,7 @@ const procAttributes = MOUNT_ATTR.NOSUID | MOUNT_ATTR.NODEV | MOUNT_ATTR.NOEXEC;
 
 /**
  * Mounts the procfs of this process's PID namespace. To mount a new one takes rights over that; without them the one on /proc is bound, with
- * all that is mounted on it. Parameters as in {@link bindInside}.
+ * all that is mounted on it, if it shows the same PID namespace. Parameters as in {@link bindInside}.
  */
 export function procInside(root: number, destination: PathLike): void {
   close(attachInside(root, newProc(), destination));
@@ -100,9 +101,14 @@ function newProc(): number {
   try {
     return newMount("proc", procAttributes);
   } catch (error) {
-    if (!isRefusal(error, "EPERM")) throw error;
+    if (!isRefusal(error, "EPERM") || !isOwnProc()) throw error;
     return copyTree(AT.FDCWD, "/proc", 0, procAttributes);
   }
+}
+
+/** Whether /proc shows this process's PID namespace and no outer one: then a process has one number in it, and not several. */
+function isOwnProc(): boolean {
+  return /^NSpid:\s*\d+$/m.test(pathText(readFile("/proc/self/status")));
 }
 
 const devices = ["null", "zero", "full", "random", "urandom", "tty"];

@@ -614,7 +614,7 @@ function refuseLeaks(open: readonly Leak[], method: RootMethod, situation: Situa
   if (leaks.length === 0) return;
   const list = leaks.map((leak) => `${leak.fd} ('${leak.path}')`).join(", ");
   const message = `cannot switch the root to '${pathText(path)}': open directories would lead out of it: ${list}`;
-  throw new SwitchRootError(message, { phase: "descriptors", method });
+  throw new SwitchRootError(message, { phase: "descriptors", method, reason: "open-descriptors" });
 }
 
 /** A method that worked. */
@@ -784,7 +784,8 @@ export function look(
 function cannotLook(path: PathLike, phase: string, cause: unknown): unknown {
   if (!(cause instanceof SyscallError)) return cause;
   const why = phase === "threads" ? "the threads of this process cannot be looked at, since /proc is not mounted: " : "";
-  return new SwitchRootError(`cannot switch the root to '${pathText(path)}': ${why}${cause.message}`, { phase, cause });
+  const what = cause.errno === -EBUSY ? "it is the root already" : cause.message;
+  return new SwitchRootError(`cannot switch the root to '${pathText(path)}': ${why}${what}`, { phase, cause });
 }
 
 /** Whether a path is written as the kernel would write it, if there are no symlinks in it. */

@@ -102,7 +102,7 @@ export const FSMOUNT = { CLOEXEC: 1 } as const;
 export const MOUNT_ATTR = { RDONLY: 1, NOSUID: 2, NODEV: 4, NOEXEC: 8 } as const;
 
 export const KCMP = { FS: 3 } as const;
-export const CAP = { SYS_CHROOT: 18, SYS_ADMIN: 21 } as const;
+export const CAP = { SYS_CHROOT: 18, SYS_ADMIN: 21, SETFCAP: 31 } as const;
 export const F = { GETFD: 1, SETFD: 2, GETFL: 3, SETFL: 4, DUPFD_CLOEXEC: 1030 } as const;
 export const FD_CLOEXEC = 1;
 export const CLOSE_RANGE = { CLOEXEC: 4 } as const;

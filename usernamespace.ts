@@ -1,5 +1,5 @@
 /** A user namespace, in which a mount namespace needs no privileges. */
-import { CLONE, close, O, open, SyscallError, unshare, write } from "./syscalls.ts";
+import { CAP, CLONE, close, hasCapability, O, open, pathText, readFile, SyscallError, unshare, write } from "./syscalls.ts";
 
 /**
  * Puts this process, which must have one thread only, in a user namespace and a mount namespace of its own. Only the caller's user and
@@ -8,7 +8,7 @@ import { CLONE, close, O, open, SyscallError, unshare, write } from "./syscalls.
  * @param mapRoot Whether the caller is root in it; otherwise what it was. Either way this process has all capabilities over the
  *   namespaces, until an execve(2) in which it is not root.
  * @throws SyscallError as unshare(2): `EINVAL` if there is more than one thread, `EPERM` if this process was chrooted or user namespaces
- *   are not for its user, `ENOSPC` if there are as many of them as there may be. Then nothing has changed.
+ *   are not for its user; `EPERM` also for user 0 without CAP_SETFCAP; `ENOSPC` if there are as many of them as there may be. Then nothing has changed.
  * @see user_namespaces(7).
  */
 export function enterUserNamespace(mapRoot: boolean): void {
@@ -21,6 +21,7 @@ export function enterUserNamespace(mapRoot: boolean): void {
 /** What is written to which file in a new user namespace, in this order, for its one user and its one group to be the caller. */
 export function userNamespaceMaps(mapRoot: boolean): [path: string, text: string][] {
   const [uid, gid] = [process.geteuid?.() ?? 0, process.getegid?.() ?? 0];
+  if (uid === 0) requireSetfcap();
   return [
     // Without that, no group may be mapped: to leave a group could give rights.
     ["/proc/self/setgroups", "deny"],
@@ -39,4 +40,14 @@ function writeText(path: string, text: string): void {
   } finally {
     close(fd);
   }
+}
+
+/** Since Linux 5.12 user 0 can be mapped only by who could set file capabilities as that user (user_namespaces(7)). */
+function requireSetfcap(): void {
+  const [major = 0, minor = 0] = pathText(readFile("/proc/sys/kernel/osrelease")).split(/[.-]/).map(Number);
+  if (hasCapability(CAP.SETFCAP) || major < 5 || (major === 5 && minor < 12)) return;
+  const message =
+    "to map user 0 takes CAP_SETFCAP, which this process does not have (run it as another user; in a container, start that with '--cap-add SETFCAP')";
+  const EPERM = 1;
+  throw new SyscallError("write", EPERM, "/proc/self/uid_map", undefined, { reason: "no-cap-setfcap", message });
 }

@@ -71,6 +71,35 @@ for (const { name, program } of programs) {
     });
   });
 
+  // The number of the shell, and the lowest number that /proc shows.
+  const numbers = ["sh", "-c", "echo $$; ls /proc | sort -n | grep -m 1 ^[0-9]"];
+
+  for (const [who, prefix, options] of [
+    ["root that takes a user namespace", ["unshare"], ["--user"]],
+    ["an ordinary user", [...asUser, "unshare", "--user", "--map-current-user"], []],
+  ] as const) {
+    test(`--proc shows no outer PID namespace to ${who}, ${name}`, async () => {
+      const start = [...prefix, "--pid", "--fork", ...program, "run", ...options];
+      const finished = await run([...start, ...mounts, root, "--", ...numbers]);
+      expect(finished).toMatchObject({ status: 125, stdout: "" });
+      expect(finished.stderr).toStartWith("mounttree: --proc /proc: EPERM: ");
+      expect(finished.stderr).toContain("'unshare --user --map-root-user --pid --fork'");
+    });
+  }
+
+  test(`--proc shows the PID namespace that an ordinary user took together with a user namespace, ${name}`, async () => {
+    const together = ["unshare", "--user", "--map-root-user", "--pid", "--fork"];
+    const finished = await run([...asUser, ...together, ...program, "run", ...mounts, root, "--", ...numbers]);
+    expect(finished).toMatchObject({ status: 0, stdout: "1\n1\n", stderr: "" });
+  });
+
+  test(`root without CAP_SETFCAP is told so before anything has changed, ${name}`, async () => {
+    const without = ["setpriv", "--bounding-set=-setfcap", "--inh-caps=-setfcap"];
+    const finished = await run([...without, ...program, "run", "--user", ...mounts, root, "true"]);
+    expect(finished).toMatchObject({ status: 125, stdout: "" });
+    expect(finished.stderr).toMatch(/^mounttree: taking a user namespace: EPERM: .* CAP_SETFCAP/);
+  });
+
   test(`root can ask for a user namespace, too, ${name}`, async () => {
     const finished = await run([...program, "run", "--user", ...mounts, root, "grep", "-c", "^ *0 *0 *1$", "/proc/self/uid_map"]);
     expect(finished).toMatchObject({ status: 0, stdout: "1\n", stderr: "" });

@@ -91,7 +91,10 @@ describe("descriptors that lead out", () => {
 
     test(`are a reason to refuse, with nothing changed: ${what}`, async () => {
       const refused = await child(switchWithOpenDirectories, { ...setup, descriptors: "refuse" });
-      expect(refused).toMatchObject({ error: { phase: "descriptors", switched: false, method }, unchanged: true });
+      expect(refused).toMatchObject({
+        error: { phase: "descriptors", switched: false, method, reason: "open-descriptors" },
+        unchanged: true,
+      });
       for (const path of leaks) expect("error" in refused && refused.error.message).toContain(`('${path}')`);
       if (leaks === outside) expect("error" in refused && refused.error.message).not.toContain(`('${root}')`);
     });

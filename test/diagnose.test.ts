@@ -798,7 +798,7 @@ describe("docs/errors.md", () => {
   });
 
   test("and every reason is one that the code gives", () => {
-    const sources = ["checks.ts", "diagnose.ts", "switchroot.ts", "checkroot.ts"];
+    const sources = ["checks.ts", "diagnose.ts", "switchroot.ts", "checkroot.ts", "usernamespace.ts"];
     const code = sources.map((name) => fs.readFileSync(new URL(`../${name}`, import.meta.url), "utf8")).join("\n");
     expect(reasons.filter((reason) => reason !== "apparmor" && reason !== "selinux" && !code.includes(`"${reason}"`))).toEqual(
       [],

@@ -315,6 +315,16 @@ describe("mount", () => {
     expect(existsSync(join(target, "file"))).toBe(true);
   });
 
+  test("a bind with what it cannot be given is refused: it would be ignored, and the bind writable", () => {
+    const [source, target] = [make("source"), make("target")];
+    for (const options of ["bind,readonly", "rbind,r0", "bind,ro,size=1k", "bind,private,mode=755"]) {
+      expect(errorOf(() => mount(source, target, null, options))).toMatchObject({ code: "ERR_INVALID_ARG_VALUE" });
+      expect(mounted(target)).toBe(false);
+    }
+    mount(source, target, null, "bind,ro,nofail,x-mount.mkdir,comment=here");
+    expect(mountOf(target).mountOptions).toBe("ro,relatime");
+  });
+
   test("a read-only bind of a file is read-only", () => {
     const target = makeFile("target");
     mount(makeFile("source"), target, null, "bind,ro");
@@ -339,7 +349,7 @@ describe("mount", () => {
     ["bind,exec,dev,ro", "ro,nosuid,relatime"],
     ["bind,rw", "rw,nosuid,nodev,noexec,relatime"],
     ["bind,defaults", "rw,nosuid,nodev,noexec,relatime"],
-    ["bind,size=1m,sync", "rw,nosuid,nodev,noexec,relatime"],
+    ["bind,sync", "rw,nosuid,nodev,noexec,relatime"],
   ])("'%s' of a nosuid,nodev,noexec mount changes what it names and keeps the rest", (options, expected) => {
     const source = tmpfs(make("source"), "source", "nosuid,nodev,noexec");
     mount(source, make("target"), null, options);

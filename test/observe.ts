@@ -96,6 +96,7 @@ export interface DescribedError {
   code: string | undefined;
   switched: boolean | undefined;
   phase: string | undefined;
+  reason: string | undefined;
   method: string | undefined;
   cause: string | undefined;
   suppressed: string[];
@@ -111,6 +112,7 @@ export function describeError(error: unknown): DescribedError {
       ...common,
       switched: undefined,
       phase: undefined,
+      reason: undefined,
       method: undefined,
       cause: undefined,
       suppressed: [],
@@ -121,6 +123,7 @@ export function describeError(error: unknown): DescribedError {
     ...common,
     switched: error.switched,
     phase: error.phase,
+    reason: error.reason,
     method: error.method,
     cause: error.cause === undefined ? undefined : String(error.cause),
     suppressed: error.suppressed.map(String),
