@@ -260,6 +260,14 @@ const enterTree: Step = {
   undo: (on) => on.kernel.fchdir(on.cwd),
 };
 
+/** The copy is recursive also with what somebody has mounted on the path itself since it was opened: "/.." would lead there. */
+const refuseCovered: Step = {
+  phase: "covered",
+  run: (on) => {
+    if (!leadsTo(on.kernel, "..", top(on))) throw new NotVerified(`'${pathText(on.path)}' has been mounted over`);
+  },
+};
+
 /** Linux before 5.12. */
 const makePrivateLater: Step = {
   phase: "private",
@@ -287,7 +295,10 @@ const makeMountPoint: Group = {
       },
       call: (on) => ({ source: on.root.fd, flags: AT.RECURSIVE }),
     },
-    { phase: "mount_setattr", when: (on) => !on.byName, run: makePrivate.run, call: (on) => ({ target: on.tree }) },
+    { ...makePrivate, when: (on) => !on.byName },
+    // The tree is mounted nowhere yet: nothing is above its root.
+    { ...enterTree, when: (on) => !on.byName },
+    { ...refuseCovered, when: (on) => !on.byName },
     {
       phase: "move_mount",
       when: (on) => !on.byName,
@@ -327,7 +338,7 @@ const makeMountPoint: Group = {
         on.privateLater = true;
       },
     },
-    enterTree,
+    { ...enterTree, when: (on) => on.byName },
     makePrivateLater,
   ],
 };
@@ -527,7 +538,7 @@ export const methods: Readonly<Record<RootMethod, Method>> = {
   },
   detached: {
     checks: [sysAdmin, sysChroot],
-    steps: [copyTree, makePrivate, enterTree, makePrivateLater, changeRoot, verify, arrive],
+    steps: [copyTree, makePrivate, enterTree, refuseCovered, makePrivateLater, changeRoot, verify, arrive],
   },
   chroot: {
     checks: [sysChroot],

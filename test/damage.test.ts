@@ -323,6 +323,31 @@ describe("verifying (rule 8)", () => {
     expect(outcome).toEqual({ reused: true, same: false });
   });
 
+  for (const method of ["pivot", "move", "detached"] as const) {
+    test(`refuses a path that somebody mounts on after it was opened, which "/.." would lead to: ${method}`, async () => {
+      const outcome = await child(
+        ({ path, method: only }: { path: string; method: "pivot" | "move" | "detached" }) => {
+          fs.mkdirSync(`${path}/root`);
+          const open_tree: typeof syscalls.open_tree = (...args) => {
+            syscalls.mount("foreign", `${path}/root`, "tmpfs", 0, null);
+            return syscalls.open_tree(...args);
+          };
+          try {
+            return switchRootOn({ ...syscalls.kernel, open_tree }, `${path}/root`, { methods: [only] }).method;
+          } catch (error) {
+            const mounts = mountinfo.getMounts(mountinfo.singleEntryFilter(`${path}/root`)).map(({ mountSource }) => mountSource);
+            return { error: describeError(error), mounts };
+          }
+        },
+        { path: base, method },
+      );
+      expect(outcome).toMatchObject({
+        error: { switched: false, phase: "covered", rejected: [{ reason: "not-verified" }] },
+        mounts: ["foreign"],
+      });
+    });
+  }
+
   test("tells a read-only bind mount from its source, and undoes when the root is the wrong one", async () => {
     const outcome = await child((path: string) => {
       fs.mkdirSync(`${path}/root`);
