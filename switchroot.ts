@@ -357,7 +357,13 @@ function detachTree(on: Switch): void {
   );
   if (foreign !== undefined) throw new Error(`'${foreign.mountPoint}' is mounted over; the bind mount below it was left there`);
   on.kernel.fchdir(on.tree);
-  on.kernel.umount2(".", MNT.DETACH);
+  try {
+    on.kernel.umount2(".", MNT.DETACH);
+  } catch (error) {
+    // Somebody has unmounted it already, with what it lay on.
+    const isGone = isRefusal(error, "EINVAL") && mountTable(on.proc).every((mount) => mount.id !== id);
+    if (!isGone) throw error;
+  }
 }
 
 const makePutOld: Step = {

@@ -290,6 +290,27 @@ describe("undoing", () => {
     expect(outcome.error.suppressed.join()).toContain("is mounted over");
   });
 
+  test("counts what somebody else has unmounted meanwhile as undone", async () => {
+    const outcome = await child((path: string) => {
+      fs.mkdirSync(`${path}/parent`);
+      syscalls.mount("parent", `${path}/parent`, "tmpfs", 0, null);
+      fs.mkdirSync(`${path}/parent/root`);
+      const pivot_root: typeof syscalls.pivot_root = (...args) => {
+        syscalls.umount2(`${path}/parent`, syscalls.MNT.DETACH);
+        syscalls.pivot_root(...args);
+      };
+      try {
+        return switchRootOn({ ...syscalls.kernel, pivot_root }, `${path}/parent/root`, { methods: ["pivot"] }).method;
+      } catch (error) {
+        return { error: describeError(error), mounts: mountinfo.getMounts(mountinfo.prefixFilter(path)).length };
+      }
+    }, base);
+    expect(outcome).toMatchObject({
+      error: { switched: false, phase: "pivot_root", suppressed: [] },
+      mounts: 1,
+    });
+  });
+
   test("a move that fails has not lost the other mounts", async () => {
     const outcome = await child((path: string) => {
       const chroot = (): never => {
