@@ -2,7 +2,7 @@
  * What goes wrong without the rules of the state machine. Each test is set up so that the damage would be done, and looks for it
  * from outside: at the mounts of other namespaces, and at the roots of other processes.
  */
-import { describe, expect, test } from "bun:test";
+import { afterEach, describe, expect, test } from "bun:test";
 import * as fs from "node:fs";
 import * as checks from "../checks.ts";
 import * as mountinfo from "../mountinfo.ts";
@@ -392,5 +392,42 @@ describe("verifying (rule 8)", () => {
       error: { switched: false, phase: "verify", rejected: [{ reason: "not-verified" }] },
       same: true,
     });
+  });
+});
+
+describe("a move, which detaches what is mounted on the old root", () => {
+  const onOldRoot = "/damage";
+  afterEach(() => fs.rmSync(onOldRoot, { recursive: true }));
+
+  /** Something is mounted on the old root, and somebody does something to it when the move has listed it. */
+  const moveWhile = ({ path, place, change }: { path: string; place: string; change: "unmount" | "symlink" }) => {
+    fs.mkdirSync(`${place}/holder/inner`, { recursive: true });
+    syscalls.mount("other", `${place}/holder/inner`, "tmpfs", 0, null);
+    fs.mkdirSync(`${path}/root/inner`, { recursive: true });
+    syscalls.mount("inner", `${path}/root/inner`, "tmpfs", 0, null);
+    const proc = syscalls.open("/proc", syscalls.O.PATH);
+    const mount: typeof syscalls.mount = (...args) => {
+      if (args[3] === syscalls.MS.MOVE) {
+        if (change === "unmount") syscalls.umount2(`${place}/holder/inner`, syscalls.MNT.DETACH);
+        else {
+          fs.renameSync(`${place}/holder`, `${place}/away`);
+          fs.symlinkSync("/", `${place}/holder`);
+        }
+      }
+      syscalls.mount(...args);
+    };
+    const { method } = switchRootOn({ ...syscalls.kernel, mount }, `${path}/root`, { methods: ["move"] });
+    const table = new TextDecoder().decode(syscalls.readFile("self/mountinfo", proc));
+    return { method, mounts: mountinfo.parseMountInfo(table).map(({ mountPoint }) => mountPoint) };
+  };
+
+  test("does without what somebody else has unmounted meanwhile", async () => {
+    const outcome = await child(moveWhile, { path: base, place: onOldRoot, change: "unmount" });
+    expect(outcome).toEqual({ method: "move", mounts: ["/", "/inner"] });
+  });
+
+  test("follows no symlink that has come to lie there, which could lead to what is mounted in the new root", async () => {
+    const outcome = await child(moveWhile, { path: base, place: onOldRoot, change: "symlink" });
+    expect(outcome).toEqual({ method: "move", mounts: ["/", "/inner"] });
   });
 });
