@@ -260,6 +260,14 @@ const enterTree: Step = {
   undo: (on) => on.kernel.fchdir(on.cwd),
 };
 
+/** The copy is recursive also with what somebody has mounted on the path itself since it was opened: "/.." would lead there. */
+const refuseCovered: Step = {
+  phase: "covered",
+  run: (on) => {
+    if (!leadsTo(on.kernel, "..", top(on))) throw new NotVerified(`'${pathText(on.path)}' has been mounted over`);
+  },
+};
+
 /** Linux before 5.12. */
 const makePrivateLater: Step = {
   phase: "private",
@@ -287,7 +295,10 @@ const makeMountPoint: Group = {
       },
       call: (on) => ({ source: on.root.fd, flags: AT.RECURSIVE }),
     },
-    { phase: "mount_setattr", when: (on) => !on.byName, run: makePrivate.run, call: (on) => ({ target: on.tree }) },
+    { ...makePrivate, when: (on) => !on.byName },
+    // The tree is mounted nowhere yet: nothing is above its root.
+    { ...enterTree, when: (on) => !on.byName },
+    { ...refuseCovered, when: (on) => !on.byName },
     {
       phase: "move_mount",
       when: (on) => !on.byName,
@@ -327,7 +338,7 @@ const makeMountPoint: Group = {
         on.privateLater = true;
       },
     },
-    enterTree,
+    { ...enterTree, when: (on) => on.byName },
     makePrivateLater,
   ],
 };
@@ -346,7 +357,13 @@ function detachTree(on: Switch): void {
   );
   if (foreign !== undefined) throw new Error(`'${foreign.mountPoint}' is mounted over; the bind mount below it was left there`);
   on.kernel.fchdir(on.tree);
-  on.kernel.umount2(".", MNT.DETACH);
+  try {
+    on.kernel.umount2(".", MNT.DETACH);
+  } catch (error) {
+    // Somebody has unmounted it already, with what it lay on.
+    const isGone = isRefusal(error, "EINVAL") && mountTable(on.proc).every((mount) => mount.id !== id);
+    if (!isGone) throw error;
+  }
 }
 
 const makePutOld: Step = {
@@ -463,7 +480,8 @@ function refuseLocked(kernel: Kernel, { id, mountPoint, mountPointBytes }: Mount
   try {
     kernel.umount2(path, MNT.EXPIRE | UMOUNT.NOFOLLOW);
   } catch (error) {
-    if (!isRefusal(error, "EAGAIN", "EBUSY")) throw error;
+    // Or somebody has unmounted it.
+    if (!isRefusal(error, "EAGAIN", "EBUSY") && isThere()) throw error;
   }
   // EAGAIN has marked the mount, to be unmounted the next time; that it is looked up takes the mark away.
   isThere();
@@ -492,15 +510,53 @@ const changeRoot: Step = {
 const detachOthers: Step = {
   phase: "detach",
   run: (on) => {
-    on.kernel.fchdir(on.oldRoot.fd);
-    for (const mount of on.others) {
-      const relative = (mount.mountPointBytes ?? Buffer.from(mount.mountPoint)).subarray(1);
-      on.kernel.mount(null, relative, null, MS.SLAVE | MS.REC, null);
-      on.kernel.umount2(relative, MNT.DETACH | UMOUNT.NOFOLLOW);
-      on.final = true;
-    }
+    // By descriptors, whose names are there.
+    on.kernel.fchdir(on.proc);
+    for (const { mountPoint, mountPointBytes } of on.others) detachFromOldRoot(on, mountPointBytes ?? mountPoint);
   },
 };
+
+/** Somebody can have unmounted it since it was listed, or moved its mount point. */
+function detachFromOldRoot(on: Switch, mountPoint: string | Uint8Array): void {
+  const mounted = openOnOldRoot(on, mountPoint);
+  if (mounted === undefined) return;
+  try {
+    const name = `self/fd/${mounted.fd}`;
+    on.kernel.mount(null, name, null, MS.SLAVE | MS.REC, null);
+    on.kernel.umount2(name, MNT.DETACH);
+    on.final = true;
+  } catch (error) {
+    if (!(error instanceof SyscallError)) throw error;
+    const still = openOnOldRoot(on, mountPoint);
+    if (still !== undefined) on.kernel.close(still.fd);
+    const isGone = error.code === "EINVAL" && (still === undefined || !isSame(still.stat, mounted.stat));
+    if (!isGone) throw new SyscallError(error.syscall, -error.errno, pathText(mountPoint));
+  } finally {
+    on.kernel.close(mounted.fd);
+  }
+}
+
+/** The root of what is mounted there, if anything is. */
+function openOnOldRoot({ kernel, oldRoot, proc }: Switch, mountPoint: string | Uint8Array): Directory | undefined {
+  const relative = typeof mountPoint === "string" ? mountPoint.slice(1) : mountPoint.subarray(1);
+  const flags = O.PATH | O.NOFOLLOW | O.CLOEXEC;
+  let fd: number;
+  try {
+    // A symlink could lead to what is mounted in the new root.
+    fd = kernel.openat2(oldRoot.fd, relative, { flags, resolve: RESOLVE.NO_SYMLINKS });
+  } catch (error) {
+    if (isRefusal(error, "ENOENT", "ENOTDIR", "ELOOP")) return undefined;
+    // Linux before 5.6, or a seccomp filter.
+    if (!isRefusal(error, "ENOSYS", "EPERM")) throw error;
+    kernel.fchdir(oldRoot.fd);
+    fd = kernel.open(relative, flags);
+    kernel.fchdir(proc);
+  }
+  const found = describe(kernel, fd);
+  if (found.stat.mountId !== oldRoot.stat.mountId && found.stat.mountRoot !== false) return found;
+  kernel.close(fd);
+  return undefined;
+}
 
 // --- The methods
 
@@ -527,7 +583,7 @@ export const methods: Readonly<Record<RootMethod, Method>> = {
   },
   detached: {
     checks: [sysAdmin, sysChroot],
-    steps: [copyTree, makePrivate, enterTree, makePrivateLater, changeRoot, verify, arrive],
+    steps: [copyTree, makePrivate, enterTree, refuseCovered, makePrivateLater, changeRoot, verify, arrive],
   },
   chroot: {
     checks: [sysChroot],

@@ -2,7 +2,7 @@
  * What goes wrong without the rules of the state machine. Each test is set up so that the damage would be done, and looks for it
  * from outside: at the mounts of other namespaces, and at the roots of other processes.
  */
-import { describe, expect, test } from "bun:test";
+import { afterEach, describe, expect, test } from "bun:test";
 import * as fs from "node:fs";
 import * as checks from "../checks.ts";
 import * as mountinfo from "../mountinfo.ts";
@@ -290,6 +290,27 @@ describe("undoing", () => {
     expect(outcome.error.suppressed.join()).toContain("is mounted over");
   });
 
+  test("counts what somebody else has unmounted meanwhile as undone", async () => {
+    const outcome = await child((path: string) => {
+      fs.mkdirSync(`${path}/parent`);
+      syscalls.mount("parent", `${path}/parent`, "tmpfs", 0, null);
+      fs.mkdirSync(`${path}/parent/root`);
+      const pivot_root: typeof syscalls.pivot_root = (...args) => {
+        syscalls.umount2(`${path}/parent`, syscalls.MNT.DETACH);
+        syscalls.pivot_root(...args);
+      };
+      try {
+        return switchRootOn({ ...syscalls.kernel, pivot_root }, `${path}/parent/root`, { methods: ["pivot"] }).method;
+      } catch (error) {
+        return { error: describeError(error), mounts: mountinfo.getMounts(mountinfo.prefixFilter(path)).length };
+      }
+    }, base);
+    expect(outcome).toMatchObject({
+      error: { switched: false, phase: "pivot_root", suppressed: [] },
+      mounts: 1,
+    });
+  });
+
   test("a move that fails has not lost the other mounts", async () => {
     const outcome = await child((path: string) => {
       const chroot = (): never => {
@@ -323,6 +344,31 @@ describe("verifying (rule 8)", () => {
     expect(outcome).toEqual({ reused: true, same: false });
   });
 
+  for (const method of ["pivot", "move", "detached"] as const) {
+    test(`refuses a path that somebody mounts on after it was opened, which "/.." would lead to: ${method}`, async () => {
+      const outcome = await child(
+        ({ path, method: only }: { path: string; method: "pivot" | "move" | "detached" }) => {
+          fs.mkdirSync(`${path}/root`);
+          const open_tree: typeof syscalls.open_tree = (...args) => {
+            syscalls.mount("foreign", `${path}/root`, "tmpfs", 0, null);
+            return syscalls.open_tree(...args);
+          };
+          try {
+            return switchRootOn({ ...syscalls.kernel, open_tree }, `${path}/root`, { methods: [only] }).method;
+          } catch (error) {
+            const mounts = mountinfo.getMounts(mountinfo.singleEntryFilter(`${path}/root`)).map(({ mountSource }) => mountSource);
+            return { error: describeError(error), mounts };
+          }
+        },
+        { path: base, method },
+      );
+      expect(outcome).toMatchObject({
+        error: { switched: false, phase: "covered", rejected: [{ reason: "not-verified" }] },
+        mounts: ["foreign"],
+      });
+    });
+  }
+
   test("tells a read-only bind mount from its source, and undoes when the root is the wrong one", async () => {
     const outcome = await child((path: string) => {
       fs.mkdirSync(`${path}/root`);
@@ -346,5 +392,42 @@ describe("verifying (rule 8)", () => {
       error: { switched: false, phase: "verify", rejected: [{ reason: "not-verified" }] },
       same: true,
     });
+  });
+});
+
+describe("a move, which detaches what is mounted on the old root", () => {
+  const onOldRoot = "/damage";
+  afterEach(() => fs.rmSync(onOldRoot, { recursive: true }));
+
+  /** Something is mounted on the old root, and somebody does something to it when the move has listed it. */
+  const moveWhile = ({ path, place, change }: { path: string; place: string; change: "unmount" | "symlink" }) => {
+    fs.mkdirSync(`${place}/holder/inner`, { recursive: true });
+    syscalls.mount("other", `${place}/holder/inner`, "tmpfs", 0, null);
+    fs.mkdirSync(`${path}/root/inner`, { recursive: true });
+    syscalls.mount("inner", `${path}/root/inner`, "tmpfs", 0, null);
+    const proc = syscalls.open("/proc", syscalls.O.PATH);
+    const mount: typeof syscalls.mount = (...args) => {
+      if (args[3] === syscalls.MS.MOVE) {
+        if (change === "unmount") syscalls.umount2(`${place}/holder/inner`, syscalls.MNT.DETACH);
+        else {
+          fs.renameSync(`${place}/holder`, `${place}/away`);
+          fs.symlinkSync("/", `${place}/holder`);
+        }
+      }
+      syscalls.mount(...args);
+    };
+    const { method } = switchRootOn({ ...syscalls.kernel, mount }, `${path}/root`, { methods: ["move"] });
+    const table = new TextDecoder().decode(syscalls.readFile("self/mountinfo", proc));
+    return { method, mounts: mountinfo.parseMountInfo(table).map(({ mountPoint }) => mountPoint) };
+  };
+
+  test("does without what somebody else has unmounted meanwhile", async () => {
+    const outcome = await child(moveWhile, { path: base, place: onOldRoot, change: "unmount" });
+    expect(outcome).toEqual({ method: "move", mounts: ["/", "/inner"] });
+  });
+
+  test("follows no symlink that has come to lie there, which could lead to what is mounted in the new root", async () => {
+    const outcome = await child(moveWhile, { path: base, place: onOldRoot, change: "symlink" });
+    expect(outcome).toEqual({ method: "move", mounts: ["/", "/inner"] });
   });
 });
