@@ -47,7 +47,7 @@ COMMAND (default: /bin/sh), which is looked up there. Nothing outside sees a mou
   --method LIST        how, in order of preference: pivot, move, detached, chroot
                        (default: pivot,move)
   --put-old WHERE      where pivot_root(2) puts the old root: stacked (default), or directory,
-                       a temporary one in ROOT
+                       a temporary one in ROOT; if this is killed half-way it stays, empty
   --chdir DIR          start COMMAND in DIR of the new root (default: /)
   --user               take a user namespace as well, which needs no privileges; who is not root
                        gets one without asking
@@ -82,7 +82,9 @@ Says for each method whether it would work with ROOT, and if not, why: for a pro
 started here, without a namespace of its own. 'mounttree run' takes one first; to see what it
 would find, ask as 'unshare --mount mounttree check ROOT'. Nothing is changed.
 
-  --json   as JSON: { root, methods: [{ method, works, reason, message, lost }] }
+It names directories that a 'mounttree run --put-old directory' left in ROOT when it was killed.
+
+  --json   as JSON: { root, methods: [{ method, works, reason, message, lost }], leftBehind }
 
 Exit status: 0 if pivot, move or detached would work, 1 if none of them, 125 if mounttree fails.
 `;
@@ -402,7 +404,7 @@ function check(args: Argument[]): void {
   process.exit(strong ? 0 : 1);
 }
 
-function checkText({ root, methods }: RootCheck): string {
+function checkText({ root, methods, leftBehind }: RootCheck): string {
   const rows = methods.map(({ method, works, reason = "", message = "", lost }) => {
     const without = lost.length === 0 ? "" : `without what is mounted on ${lost.join(", ")} (unbindable)`;
     return `${method.padEnd(9)} ${works ? "yes" : "no "}  ${works ? without : `${reason}: ${message}`}`.trimEnd();
@@ -412,6 +414,7 @@ function checkText({ root, methods }: RootCheck): string {
     "",
     ...rows,
     "",
+    ...leftBehind.map((name) => `${name} in it was left by a switch that was killed half-way: remove it with rmdir`),
     "mounttree run takes a mount namespace of its own first: ask as 'unshare --mount mounttree check ROOT'.",
   ];
   return lines.map((line) => `${printableText(line)}\n`).join("");
