@@ -10,6 +10,7 @@ import {
   findStrayThread,
   firstReason,
   type Group,
+  isTemporaryName,
   knownReason,
   look,
   messageOf,
@@ -22,7 +23,7 @@ import {
   type Step,
   type Switch,
 } from "./switchroot.ts";
-import { AT, kernel, MS, type PathLike, pathText, SyscallError } from "./syscalls.ts";
+import { AT, isRefusal, kernel, MS, O, openat, type PathLike, pathText, readDirectory, SyscallError } from "./syscalls.ts";
 
 /** Whether a method would work. */
 export interface MethodCheck {
@@ -41,6 +42,11 @@ export interface RootCheck {
   root: string;
   /** All methods, the strongest first. `switchRoot` uses the first that works. */
   methods: MethodCheck[];
+  /**
+   * The names of directories `.pivot_root*` in it: what a switch with `putOld: "directory"` leaves there if it is killed half-way (or has
+   * made, if one is on its way just now). rmdir(1) removes them. Empty also if this process may not list the directory.
+   */
+  leftBehind: string[];
 }
 
 /**
@@ -65,9 +71,24 @@ export function checkRoot(path: PathLike, options: { sharedNamespace?: boolean }
       if (stray !== undefined) return { method, works: false, reason: "stray-thread", message: stray.message, lost: [] };
       return checkMethod(method, situation, view);
     });
-    return { root: pathText(situation.path), methods: answers };
+    return { root: pathText(situation.path), methods: answers, leftBehind: leftBehind(situation.root.fd) };
   } finally {
     for (const fd of held) closeQuietly(kernel, fd);
+  }
+}
+
+function leftBehind(root: number): string[] {
+  let listing: number;
+  try {
+    listing = openat(root, ".", O.RDONLY | O.DIRECTORY | O.CLOEXEC);
+  } catch (error) {
+    if (isRefusal(error, "EACCES")) return [];
+    throw error;
+  }
+  try {
+    return readDirectory(listing).filter(isTemporaryName).sort();
+  } finally {
+    closeQuietly(kernel, listing);
   }
 }
 

@@ -47,7 +47,7 @@ COMMAND (default: /bin/sh), which is looked up there. Nothing outside sees a mou
   --method LIST        how, in order of preference: pivot, move, detached, chroot
                        (default: pivot,move)
   --put-old WHERE      where pivot_root(2) puts the old root: stacked (default), or directory,
-                       a temporary one in ROOT
+                       a temporary one in ROOT; if this is killed half-way it stays, empty
   --chdir DIR          start COMMAND in DIR of the new root (default: /)
   --user               take a user namespace as well, which needs no privileges; who is not root
                        gets one without asking. Otherwise this needs CAP_SYS_ADMIN
@@ -89,7 +89,9 @@ started here, without a namespace of its own. 'mounttree run' takes one first; t
 would find, ask as 'unshare --mount mounttree check ROOT', without root's rights as
 'unshare --user --map-root-user --mount mounttree check ROOT'. Nothing is changed.
 
-  --json   as JSON: { root, methods: [{ method, works, reason, message, lost }] }
+It names directories that a 'mounttree run --put-old directory' left in ROOT when it was killed.
+
+  --json   as JSON: { root, methods: [{ method, works, reason, message, lost }], leftBehind }
 
 Exit status: 0 if pivot, move or detached would work, 1 if none of them, 125 if mounttree fails.
 `;
@@ -429,12 +431,19 @@ function checkDirectory(path: Argument): RootCheck {
   }
 }
 
-function checkText({ root, methods }: RootCheck): string {
+function checkText({ root, methods, leftBehind }: RootCheck): string {
   const rows = methods.map(({ method, works, reason = "", message = "", lost }) => {
     const without = lost.length === 0 ? "" : `without what is mounted on ${lost.join(", ")} (unbindable)`;
     return `${method.padEnd(9)} ${works ? "yes" : "no "}  ${works ? without : `${reason}: ${message}`}`.trimEnd();
   });
-  const lines = [`${root} as "/" of a process that is started here, as it is:`, "", ...rows, ...hint(methods)];
+  const left = leftBehind.map((name) => `${name} in it was left by a switch that was killed half-way: remove it with rmdir`);
+  const hints = [...left, ...hint(methods)];
+  const lines = [
+    `${root} as "/" of a process that is started here, as it is:`,
+    "",
+    ...rows,
+    ...(hints.length > 0 ? ["", ...hints] : []),
+  ];
   return lines.map((line) => `${printableText(line)}\n`).join("");
 }
 

@@ -63,7 +63,8 @@ export interface SwitchRootOptions {
   methods?: readonly RootMethod[];
   /**
    * Where pivot_root(2) puts the old root until it is unmounted: on the new root itself, or in a directory `.pivot_root*` that is
-   * made in it and removed again. Default `"stacked"`, which writes nothing.
+   * made in it and removed again; a process that is killed in between leaves it there, empty, and `checkRoot` names it. Default
+   * `"stacked"`, which writes nothing.
    */
   putOld?: PutOld;
   /** Whether to pivot or move also in a mount namespace that other processes live in, whose root then changes as well. Default false. */
@@ -758,8 +759,15 @@ function noneLeft(path: PathLike, failure: Failure | undefined, rejected: readon
   });
 }
 
+const temporary = ".pivot_root";
+
 function temporaryName(): string {
-  return `.pivot_root${crypto.randomUUID().slice(0, 8)}`;
+  return `${temporary}${crypto.randomUUID().slice(0, 8)}`;
+}
+
+/** Whether a name is one for the directory that receives the old root, by this or by the Go original. */
+export function isTemporaryName(name: string): boolean {
+  return name.startsWith(temporary);
 }
 
 export function checkArguments(

@@ -1,7 +1,7 @@
 /** `mounttree run`: its options, its exit statuses, what arrives as arguments, and the methods. */
 
 import { afterAll, describe, expect, test } from "bun:test";
-import { chmodSync, readdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdirSync, readdirSync, rmdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { version } from "../package.json" with { type: "json" };
 import {
@@ -403,6 +403,24 @@ for (const { name, command: mounttree } of ways) {
         expect(stdout).toContain(`without what is mounted on ${onTmpfs}/tmp/lost (unbindable)\n`);
       });
 
+      test("names what a switch that was killed has left in ROOT", async () => {
+        mkdirSync(join(onTmpfs, ".pivot_root0a1b2c3d"));
+        try {
+          const text = await check([], onTmpfs);
+          expect(text.stdout).toContain(
+            "\n.pivot_root0a1b2c3d in it was left by a switch that was killed half-way: remove it with rmdir\n",
+          );
+          const json = await check([], "--json", onTmpfs);
+          expect(JSON.parse(json.stdout)).toMatchObject({ leftBehind: [".pivot_root0a1b2c3d"] });
+          chmodSync(onTmpfs, 0o311);
+          const blind = await check(noCapabilities, "--json", onTmpfs);
+          expect(JSON.parse(blind.stdout)).toMatchObject({ leftBehind: [] });
+        } finally {
+          chmodSync(onTmpfs, 0o755);
+          rmdirSync(join(onTmpfs, ".pivot_root0a1b2c3d"));
+        }
+      });
+
       test("--json has the same for programs", async () => {
         const { status, stdout } = await check(["unshare", "--mount", ...noCapabilities], "--json", onTmpfs);
         expect(status).toBe(1);
@@ -414,6 +432,7 @@ for (const { name, command: mounttree } of ways) {
             reason: method === "chroot" ? "no-cap-sys-chroot" : "no-cap-sys-admin",
             lost: [],
           })),
+          leftBehind: [],
         });
       });
 
