@@ -79,11 +79,17 @@ const needed = [
   ...["chmod", "chown", "stat", "readlink", "realpath", "touch", "truncate", "head", "tail", "wc", "sort", "tr", "cut", "tee"],
   ...["dd", "df", "od", "seq", "sync", "echo", "printf", "test", "pwd", "uname", "nohup", "timeout", "stty", "chroot"],
   ...["mount", "umount", "findmnt", "mountpoint", "unshare", "nsenter", "setpriv", "setsid", "prlimit", "pivot_root"],
-  ...["strace", "jq"],
+  ...["strace", "jq", "mkfs.ext4"],
 ];
-const welcome = ["ps", "kill", "find", "cmp", "tty", "script", "losetup", "mkfs.ext4", "lsns", "capsh"];
+const welcome = ["ps", "kill", "find", "cmp", "tty", "script", "losetup", "lsns", "capsh"];
 
-const installedBy: Record<string, string> = { strace: "strace", jq: "jq", mount: "mount", umount: "mount" };
+const installedBy: Record<string, string> = {
+  strace: "strace",
+  jq: "jq",
+  mount: "mount",
+  umount: "mount",
+  "mkfs.ext4": "e2fsprogs",
+};
 
 function which(program: string): string | undefined {
   return Bun.which(program, { PATH: programs }) ?? undefined;
@@ -112,7 +118,7 @@ async function packImage(directory: string, signal: AbortSignal): Promise<string
     await install([...new Set(missing().map((tool) => installedBy[tool] ?? "util-linux"))], signal);
   }
   if (missing().length > 0) {
-    throw new Error(`the tests need ${missing().join(", ")}: install strace, jq, util-linux, mount and coreutils`);
+    throw new Error(`the tests need ${missing().join(", ")}: install strace, jq, util-linux, mount, e2fsprogs and coreutils`);
   }
 
   const root = join(directory, "root");
@@ -261,6 +267,7 @@ function privileges(): string[][] {
     [
       ...["--cap-add", "ALL", ...absent.flatMap((name) => ["--cap-drop", name])],
       ...["seccomp", "apparmor", "systempaths"].flatMap((name) => ["--security-opt", `${name}=unconfined`]),
+      ...["--device-cgroup-rule", "a *:* rwm"],
     ],
   ];
 }

@@ -1,6 +1,7 @@
 /**
- * Runs the tests in a privileged container: `bun test/run.ts [--hard] [FILTER]... [--OPTION=VALUE]...`. A filter is a part of a test
+ * Runs the tests in a privileged container: `bun test/run.ts [--hard] [--docs] [FILTER]... [--OPTION=VALUE]...`. A filter is a part of a test
  * file's path, options go to `bun test`. With --hard, the tests that have so many cases that a part of them is run otherwise run all of them.
+ * With --docs, those that compare what they measure with a page of docs/ write it there instead.
  *
  * `bun test` can lose tests and succeed (a `process.exit(0)` in one of them is enough), so what it says is compared with
  * the files that are there. The last line is `N passed, N failed`.
@@ -29,6 +30,7 @@ interface Counts {
 const checkout = resolve(import.meta.dir, "..");
 const testFiles = new Bun.Glob("**/*{.test,_test,.spec,_spec}.{ts,tsx,mts,cts,js,jsx,mjs,cjs}");
 const hard = process.argv.includes("--hard");
+const docs = process.argv.includes("--docs");
 const minutes = hard ? 40 : 20;
 
 function filesOf(glob: Bun.Glob, filters: string[]): string[] {
@@ -66,9 +68,12 @@ async function runInside(containers: Containers, files: string[], options: strin
   // Most tests start processes, which a busy machine is slow at.
   const patience = "--timeout=60000";
   const paths = files.map((file) => `./${file}`);
-  const environment = hard ? ["--env", "MOUNTTREE_HARD=1"] : [];
+  const forThisRun = [
+    ...(hard ? ["--env", "MOUNTTREE_HARD=1"] : []),
+    ...(docs ? ["--env", "MOUNTTREE_DOCS=1", "--mount", `type=bind,source=${checkout}/docs,target=/work/docs`] : []),
+  ];
   const finished = await containers.run(
-    [...containers.privileged, ...environment],
+    [...containers.privileged, ...forThisRun],
     ["bun", "test", ...reports, patience, ...options, ...paths],
     {
       timeout: minutes * 60,
@@ -116,7 +121,9 @@ async function remove(directory: string): Promise<void> {
 }
 
 async function runTests(signal: AbortSignal, counts: Counts): Promise<void> {
-  const options = process.argv.slice(2).filter((argument) => argument.startsWith("-") && argument !== "--hard");
+  const options = process.argv
+    .slice(2)
+    .filter((argument) => argument.startsWith("-") && !["--hard", "--docs"].includes(argument));
   const filters = process.argv.slice(2).filter((argument) => !argument.startsWith("-"));
   const inside = filesOf(testFiles, filters);
   const outside = filesOf(new Bun.Glob("test/**/*.outside.ts"), filters);
