@@ -1,12 +1,11 @@
 /**
  * What `switchRoot` would do, without doing it: the same checks, and then for each step of a method whether the kernel would let it.
  */
-import { type Check, isMountRoot, leadsTo, mountTable, type Situation } from "./checks.ts";
+import { type Check, closeQuietly, isMountRoot, leadsTo, mountTable, type Situation } from "./checks.ts";
 import { type Call, diagnose, type Evidence, evidenceOf, mountsBelow } from "./diagnose.ts";
 import { type MountInfo, mountIdOf } from "./mountinfo.ts";
 import {
   checkArguments,
-  closeQuietly,
   findStrayThread,
   firstReason,
   type Group,
