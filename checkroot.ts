@@ -1,12 +1,11 @@
 /**
  * What `switchRoot` would do, without doing it: the same checks, and then for each step of a method whether the kernel would let it.
  */
-import { type Check, isMountRoot, leadsTo, mountTable, type Situation } from "./checks.ts";
+import { type Check, closeQuietly, isMountRoot, leadsTo, mountTable, type Situation } from "./checks.ts";
 import { type Call, diagnose, type Evidence, evidenceOf, mountsBelow } from "./diagnose.ts";
 import { type MountInfo, mountIdOf } from "./mountinfo.ts";
 import {
   checkArguments,
-  closeQuietly,
   findStrayThread,
   firstReason,
   type Group,
@@ -23,7 +22,19 @@ import {
   type Step,
   type Switch,
 } from "./switchroot.ts";
-import { AT, isRefusal, kernel, MS, O, openat, type PathLike, pathText, readDirectory, SyscallError } from "./syscalls.ts";
+import {
+  AT,
+  isRefusal,
+  kernel,
+  MS,
+  O,
+  OPEN_TREE,
+  openat,
+  type PathLike,
+  pathText,
+  readDirectory,
+  SyscallError,
+} from "./syscalls.ts";
 
 /** Whether a method would work. */
 export interface MethodCheck {
@@ -217,11 +228,23 @@ function foreseeUnbindable(phase: string, on: Switch, view: View): Refusal | und
   const mount = view.table.find((each) => each.id === id);
   const call = { source: on.root.fd, target: on.root.fd, flags: phase === "bind" ? MS.BIND | MS.REC : AT.RECURSIVE };
   const syscall = phase === "bind" ? "mount" : "open_tree";
+  if (mount === undefined && syscall === "open_tree") return foreseeCopy(phase, on, call, view);
   if (mount?.propagation.unbindable) return refusalOf(phase, new SyscallError(syscall, EINVAL, pathText(on.path)), call, view);
   const unbindable = mountsBelow(view.table, placeOf(on)).filter(({ propagation }) => propagation.unbindable);
   // One that is locked may not be left out either.
   const locked = unbindable.some(({ mountPoint, mountPointBytes }) => view.evidence.locked(mountPointBytes ?? mountPoint));
   return locked ? refusalOf(phase, new SyscallError(syscall, EPERM, pathText(on.path)), call, view) : undefined;
+}
+
+/** What is in no namespace can be copied since Linux 6.15. To copy it and let go of the copy leaves nothing behind. */
+function foreseeCopy(phase: string, on: Switch, call: Call, view: View): Refusal | undefined {
+  try {
+    on.kernel.close(on.kernel.open_tree(on.root.fd, "", OPEN_TREE.CLONE | OPEN_TREE.CLOEXEC | AT.RECURSIVE | AT.EMPTY_PATH));
+    return undefined;
+  } catch (error) {
+    if (!(error instanceof SyscallError)) throw error;
+    return refusalOf(phase, error, call, view);
+  }
 }
 
 function placeOf(on: Switch) {

@@ -6,6 +6,7 @@ import { findMount, type MountInfo, mountedByTable, mountIdOf, parseMountInfo } 
 import {
   AT,
   CAP,
+  CLONE,
   close,
   FSCONFIG,
   FSMOUNT,
@@ -19,6 +20,7 @@ import {
   hasChildren,
   isRefusal,
   type Kernel,
+  kernel,
   LSMT_ROOT,
   MOUNT_ATTR,
   MS,
@@ -34,6 +36,7 @@ import {
   STATX,
   type Statx,
   SyscallError,
+  setns,
   statmount,
   statNamespaceRoot,
   statx,
@@ -235,19 +238,60 @@ export function ownsNamespace(proc: number, namespace: "mnt" | "pid"): boolean |
  * A mount that was "/" in a mount namespace in which no other process lived then. Its unique ID is never used
  * again, and a mount never changes its namespace, so the ID stands for the namespace as well.
  */
-let own: { mountId: bigint; faultsOfChildren: number; root: boolean } | undefined;
+let own: (Directory & { faultsOfChildren: number; root: boolean }) | undefined;
 
 /**
  * Remembers that the mount which is "/" now is in a namespace of this process's own.
  *
+ * Before Linux 6.8 an ID is used again as soon as its mount is gone. There a descriptor of "/" is kept, and with it the mount.
+ *
  * @param root Whether it is the root of that namespace. Default: yes.
  */
 export function rememberOwn({ stat }: Directory, root = true): void {
-  if (stat.mask & STATX.MNT_ID_UNIQUE) own = { mountId: stat.mountId, faultsOfChildren: faultsOfChildren(), root };
+  forgetOwn();
+  try {
+    const fd = stat.mask & STATX.MNT_ID_UNIQUE ? -1 : open("/", O.PATH | O.CLOEXEC);
+    own = { fd, stat, faultsOfChildren: faultsOfChildren(), root };
+  } catch (error) {
+    // No descriptor is free. Then it has to be found out again.
+    if (!(error instanceof SyscallError)) throw error;
+    own = undefined;
+  }
+}
+
+/** What was remembered, if it takes a descriptor: after a switch that would lead out. */
+export function forgetOwn(): void {
+  if (own === undefined || own.fd === -1) return;
+  if (isStillOpen(kernel, own)) closeQuietly(kernel, own.fd);
+  own = undefined;
+}
+
+/** The descriptor that {@link rememberOwn} keeps; -1 if there is none. */
+export function descriptorOfOwn(): number {
+  return own?.fd ?? -1;
 }
 
 function isRememberedOwn({ stat }: Directory): boolean {
-  return own?.mountId === stat.mountId;
+  return own !== undefined && own.stat.mountId === stat.mountId && (own.fd === -1 || isStillOpen(kernel, own));
+}
+
+/** Whether a descriptor is what it was: the program may have closed it, and its number may be another file's by now. */
+export function isStillOpen(on: Kernel, { fd, stat }: Directory): boolean {
+  try {
+    return isSame(describe(on, fd).stat, stat);
+  } catch (error) {
+    if (error instanceof SyscallError) return false;
+    throw error;
+  }
+}
+
+/** What is done is done: a descriptor that cannot be closed is no reason to say that it failed. */
+export function closeQuietly(on: Kernel, fd: number): void {
+  try {
+    on.close(fd);
+  } catch (error) {
+    if (!(error instanceof SyscallError)) throw error;
+  }
 }
 
 export const ownNamespace: Check = {
@@ -420,9 +464,9 @@ export const namespaceRoot: Check = {
     const { oldRoot } = situation;
     if (!isMountRoot(oldRoot)) return "this process was chrooted: its root is a plain directory";
     if ((own?.root && isRememberedOwn(oldRoot)) || coversAbsoluteRoot(situation)) return undefined;
-    // Exact, but it takes the start of a process.
+    // Exact, but it takes the start of a process, or a thread that has its root for itself.
     try {
-      const isRoot = isSame(statNamespaceRoot(), oldRoot.stat);
+      const isRoot = isSame(situation.newNamespace ? namespaceRootOf(situation) : statNamespaceRoot(), oldRoot.stat);
       return isRoot ? undefined : "this process was chrooted: its root is not the root of its mount namespace";
     } catch (error) {
       // Then nothing can be mounted either, which is the better answer.
@@ -433,16 +477,36 @@ export const namespaceRoot: Check = {
 };
 
 /**
+ * statx(2) of the root of the mount namespace that this thread has just taken: unshare(2) has given it a root of its own, as
+ * setns(2) wants it. That goes to the namespace's root, also to the namespace that the thread is in; then it goes back.
+ */
+function namespaceRootOf({ kernel, proc, oldRoot, cwd }: Situation): Statx {
+  const namespace = openat(proc, "thread-self/ns/mnt", O.RDONLY | O.CLOEXEC);
+  try {
+    setns(namespace, CLONE.NEWNS);
+  } finally {
+    close(namespace);
+  }
+  const found = kernel.statx(AT.FDCWD, "/", 0, identity);
+  kernel.fchdir(oldRoot.fd);
+  kernel.chroot(".");
+  kernel.fchdir(cwd);
+  return found;
+}
+
+/**
  * Whether the process's root mount is the absolute root of the namespace, or hangs on it with every other mount below: what a
  * namespace looks like after boot, after pivot_root(2), and as a copy of such a one. False also where that cannot be told.
  */
 function coversAbsoluteRoot(situation: Situation): boolean {
   const { kernel, oldRoot } = situation;
   const position = positionOf(situation, oldRoot);
+  // That a mount is its own parent, the table shows as well.
+  if (position !== undefined && position.mount.id === position.mount.parentId) return true;
   if (position?.exact !== true || position.parent === undefined) return false;
-  const { mount, parent } = position;
+  const { parent } = position;
   if (parent.parentId !== parent.id) return false;
-  return mount.id === parent.id || kernel.countMounts(parent.id) === kernel.countMounts(LSMT_ROOT);
+  return kernel.countMounts(parent.id) === kernel.countMounts(LSMT_ROOT);
 }
 
 export const pivotableRoot: Check = {

@@ -201,7 +201,7 @@ function causesOf({ syscall, code }: SyscallError, { flags = 0, fsType = null }:
     case "mount EBUSY":
       return [alreadyMounted];
     case "open_tree EINVAL":
-      return [unbindableSource, sourceUnreachable, ...(flags & AT.RECURSIVE ? [] : [lockedBelow])];
+      return [copyOfDetached, unbindableSource, sourceUnreachable, ...(flags & AT.RECURSIVE ? [] : [lockedBelow])];
     case "open_tree EPERM":
       return [missingSysAdmin, foreignMountNamespace, filtered, unbindableAndLocked, restrictedUserNamespace, securityModule];
     case "move_mount EINVAL":
@@ -551,6 +551,16 @@ function unreachable(scene: Scene, placed: Placed | undefined, place: Place | nu
     return { reason, message: `${called(placed, place)} is not below this process's root, or not in this mount namespace` };
   }
   return isIn ? { not: "a mount of another namespace" } : { unseen: "whether its mount is in this namespace" };
+}
+
+/** Since Linux 6.15 a tree that is in no namespace can be copied. */
+function copyOfDetached(scene: Scene): Verdict {
+  const verdict = rootDetached(scene);
+  const release = scene.evidence.file("/proc/sys/kernel/osrelease")?.trim();
+  if (!("reason" in verdict) || release === undefined) return verdict;
+  if (!isOlder(release, "6.15")) return { not: "a detached root" };
+  const message = `this process's root is a detached tree, which can be copied since Linux 6.15 only, and this is ${release} (use the method "chroot")`;
+  return { reason: "root-detached", message };
 }
 
 /** Since Linux 6.15 a tree can be attached to one that is in no namespace itself. */

@@ -7,10 +7,14 @@
 import {
   attachedRoot,
   type Check,
+  closeQuietly,
   type Directory,
   describe,
+  descriptorOfOwn,
+  forgetOwn,
   isMountRoot,
   isSame,
+  isStillOpen,
   leadsTo,
   mountTable,
   namespaceRoot,
@@ -627,7 +631,8 @@ export function switchRootOn(kernel: Kernel, path: PathLike, options: SwitchRoot
   try {
     const situation = look(kernel, path, undefined, sharedNamespace, held);
     refuseStrayThread(situation, path);
-    const open = descriptors === "keep" ? [] : openDirectories(situation.proc, [...held, livedIn?.fd ?? -1]);
+    const ours = [...held, livedIn?.fd ?? -1, descriptorOfOwn()];
+    const open = descriptors === "keep" ? [] : openDirectories(situation.proc, ours);
     const { method, on, rejected } = useFirst(order, putOld, situation, path, (chosen) => {
       if (descriptors === "refuse") refuseLeaks(open, chosen, situation, path);
     });
@@ -943,6 +948,8 @@ function undo(taken: readonly Step[], on: Switch): unknown[] {
 }
 
 function settle(method: RootMethod, on: Switch): void {
+  // The descriptors that are kept lead out of the new root.
+  forgetOwn();
   if (method === "pivot" || method === "move") {
     if (!on.sharedNamespace) rememberOwn(top(on));
     if (on.tree !== -1) closeQuietly(on.kernel, on.tree);
@@ -951,25 +958,6 @@ function settle(method: RootMethod, on: Switch): void {
   if (method === "chroot") return;
   if (livedIn !== undefined && isStillOpen(on.kernel, livedIn)) closeQuietly(on.kernel, livedIn.fd);
   livedIn = method === "detached" ? top(on) : undefined;
-}
-
-/** Whether a descriptor is what it was: the program may have closed it, and its number may be another file's by now. */
-function isStillOpen(kernel: Kernel, { fd, stat }: Directory): boolean {
-  try {
-    return isSame(describe(kernel, fd).stat, stat);
-  } catch (error) {
-    if (error instanceof SyscallError) return false;
-    throw error;
-  }
-}
-
-/** What is done is done: a descriptor that cannot be closed is no reason to say that it failed. */
-export function closeQuietly(kernel: Kernel, fd: number): void {
-  try {
-    kernel.close(fd);
-  } catch (error) {
-    if (!(error instanceof SyscallError)) throw error;
-  }
 }
 
 export function messageOf(error: unknown): string {

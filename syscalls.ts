@@ -688,26 +688,63 @@ export function sharesFs(pid1: number, pid2: number): boolean {
 
 /** capget(2): whether a capability is among the effective ones of this thread. */
 export function hasCapability(capability: number): boolean {
-  const { bytes, view, answer } = memory ?? allocate();
-  view.setUint32(0, 0x20080522, true); // _LINUX_CAPABILITY_VERSION_3
-  view.setInt32(4, 0, true);
-  if (syscall(arm ? 90 : 125, bytes, answer) === -1) fail("capget");
+  const { view } = capabilitySets();
   const word = view.getUint32(ANSWER + (capability < 32 ? 0 : 12), true);
   return ((word >>> (capability % 32)) & 1) === 1;
 }
 
+/** prctl(2): the option, and its commands. */
+const PR_CAP_AMBIENT = { OPTION: 47, IS_SET: 1, RAISE: 2, LOWER: 3, CLEAR_ALL: 4 } as const;
+
+/** prctl(2) with PR_CAP_AMBIENT. Returns what it returns. */
+function ambient(command: number, capability: number): number {
+  return syscall(arm ? 167 : 157, PR_CAP_AMBIENT.OPTION, command, capability, 0, 0);
+}
+
 /** capset(2) and prctl(2): this thread's inheritable and ambient capabilities, which a program that it executes would get, are none. */
 export function dropInheritableCapabilities(): void {
-  const [PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL] = [47, 4];
-  if (syscall(arm ? 167 : 157, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) === -1) fail("prctl");
-  const { bytes, view, answer } = memory ?? allocate();
-  view.setUint32(0, 0x20080522, true); // _LINUX_CAPABILITY_VERSION_3
-  view.setInt32(4, 0, true);
-  if (syscall(arm ? 90 : 125, bytes, answer) === -1) fail("capget");
+  if (ambient(PR_CAP_AMBIENT.CLEAR_ALL, 0) === -1) fail("prctl");
+  const { bytes, view, answer } = capabilitySets();
   // Two times effective, permitted, inheritable.
   view.setUint32(ANSWER + 8, 0, true);
   view.setUint32(ANSWER + 20, 0, true);
   if (syscall(arm ? 91 : 126, bytes, answer) === -1) fail("capset");
+}
+
+/** capget(2) of this thread, into the answer; the header stays, for capset(2). */
+function capabilitySets(): Scratch {
+  const scratch = memory ?? allocate();
+  const { bytes, view, answer } = scratch;
+  view.setUint32(0, 0x20080522, true); // _LINUX_CAPABILITY_VERSION_3
+  view.setInt32(4, 0, true);
+  if (syscall(arm ? 90 : 125, bytes, answer) === -1) fail("capget");
+  return scratch;
+}
+
+/**
+ * Lets the children that an action starts have capabilities that this thread has: they lose them at their execve(2) where it is not
+ * root in its user namespace, unless they are ambient ones. Afterwards this thread's are what they were.
+ *
+ * @param lent The capabilities, none above 31. One that it does not have, or may not hand on, they do not get.
+ */
+function lendToChildren<T>(lent: readonly number[], action: () => T): T {
+  const { bytes, view, answer } = capabilitySets();
+  const before = answer.slice(0, 24);
+  const wasAmbient = lent.map((each) => ambient(PR_CAP_AMBIENT.IS_SET, each) === 1);
+  const wanted = lent.reduce((set, each) => set | (1 << each), 0);
+  view.setUint32(ANSWER + 8, (view.getUint32(ANSWER + 8, true) | (wanted & view.getUint32(ANSWER + 4, true))) >>> 0, true);
+  syscall(arm ? 91 : 126, bytes, answer);
+  for (const each of lent) ambient(PR_CAP_AMBIENT.RAISE, each);
+  try {
+    return action();
+  } finally {
+    for (const [index, each] of lent.entries()) {
+      if (!wasAmbient[index]) ambient(PR_CAP_AMBIENT.LOWER, each);
+    }
+    capabilitySets();
+    answer.set(before);
+    if (syscall(arm ? 91 : 126, bytes, answer) === -1) fail("capset");
+  }
 }
 
 /**
@@ -863,10 +900,12 @@ export function statNamespaceRoot(): Statx {
     if (failed) throw new Error("setns(2) refused");
     process.stdout.write(answer);
   `;
-  const { exitCode, stdout, stderr } = Bun.spawnSync(
-    ["/proc/self/exe", "--no-env-file", "--config=/dev/null", "--tsconfig-override=/dev/null", "-e", program],
-    // Not "ignore" for standard input: it would need a /dev/null.
-    { cwd: "/", env: { BUN_BE_BUN: "1" }, stdin: "inherit", stdout: "pipe", stderr: "pipe" },
+  const { exitCode, stdout, stderr } = lendToChildren([CAP.SYS_CHROOT, CAP.SYS_ADMIN], () =>
+    Bun.spawnSync(
+      ["/proc/self/exe", "--no-env-file", "--config=/dev/null", "--tsconfig-override=/dev/null", "-e", program],
+      // Not "ignore" for standard input: it would need a /dev/null.
+      { cwd: "/", env: { BUN_BE_BUN: "1" }, stdin: "inherit", stdout: "pipe", stderr: "pipe" },
+    ),
   );
   if (exitCode !== 0) {
     const said = stderr.toString().trim();
@@ -939,10 +978,9 @@ export function programOfUserNamespace(fd: number, bytes: number): string {
         sets[2] = sets[1];
         sets[5] = sets[4];
         call("capset", ${arm ? 91 : 126}, header, sets);
-        const [PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE] = [47, 2];
         for (let capability = 0; capability < 64; capability++) {
           const has = (sets[capability < 32 ? 1 : 4] >>> (capability % 32)) & 1;
-          if (has) call("prctl", ${arm ? 167 : 157}, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0, 0);
+          if (has) call("prctl", ${arm ? 167 : 157}, ${PR_CAP_AMBIENT.OPTION}, ${PR_CAP_AMBIENT.RAISE}, capability, 0, 0);
         }
       }
       const link = new Uint8Array(1024);

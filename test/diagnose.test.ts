@@ -641,6 +641,15 @@ describe("recorded files: ", () => {
       "Linux 5.2, and this is 4.19.0-27-amd64",
     ],
     [
+      "a detached tree, which no kernel before 6.15 copies",
+      "root-detached",
+      new syscalls.SyscallError("open_tree", 22, "/new"),
+      { "/proc/self/mountinfo": "", "/proc/sys/kernel/osrelease": "6.1.0-50-amd64\n" },
+      {},
+      {},
+      "since Linux 6.15 only, and this is 6.1.0-50-amd64",
+    ],
+    [
       "unprivileged_userns_clone",
       "userns-clone-disabled",
       refusals.unshareEperm,
