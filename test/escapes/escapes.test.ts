@@ -38,7 +38,7 @@ describe("docs/security.md says who gets out", () => {
   });
 
   for (const way of ways) {
-    test(way, () => expect(documented.find((line) => line.startsWith(`| ${way} |`))).toBe(row(way)));
+    test(way, () => expect(row(way)).toBe(documented.find((line) => line.startsWith(`| ${way} |`)) ?? "not in the table"));
   }
 });
 
