@@ -79,7 +79,7 @@ export const columns: readonly Column[] = [
     start: (session) => ["unshare", "--pid", "--net", "--fork", ...byCommand(session)],
   },
   {
-    name: "`run --user`",
+    name: "`run` by an ordinary user",
     byUser: true,
     start: (session) => [...people.user, ...byCommand(session, session.person === "user" ? "--map-same" : "--map-root")],
   },
