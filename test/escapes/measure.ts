@@ -74,9 +74,12 @@ function byCommand({ host, command, made }: Session, ...options: string[]): stri
 export const columns: readonly Column[] = [
   ...(["pivot", "move", "detached", "chroot"] as const).map(byMethod),
   { name: "`run`", start: (session) => byCommand(session) },
-  { name: "`unshare --pid --fork`, `run`", start: (session) => ["unshare", "--pid", "--fork", ...byCommand(session)] },
   {
-    name: "`run --user`",
+    name: "`unshare --pid --net --fork`, `run`",
+    start: (session) => ["unshare", "--pid", "--net", "--fork", ...byCommand(session)],
+  },
+  {
+    name: "`run` by an ordinary user",
     byUser: true,
     start: (session) => [...people.user, ...byCommand(session, session.person === "user" ? "--map-same" : "--map-root")],
   },
@@ -158,7 +161,7 @@ async function tryEveryWay(host: Host, { name: column, ...how }: Column, person:
     ? [people.user, person === "user" ? [] : people[person]]
     : [people[person], people[person]];
   const secretly = { ...environment, SECRET: host.content };
-  await using neighbour = await startReady([...startedAs, "sh", "-c", "echo; read -r _"], secretly);
+  await using neighbour = await startReady([...startedAs, "bun", join(host.programs, "neighbour.js")], secretly);
   const place: Place = {
     ...{ root: "", secret: host.secret, disk: fs.statSync(host.disk).dev, directory, moving, node: `node-${number}` },
     ...{ outside: 3, below: 4, neighbour: neighbour.pid, socket: "/service/socket", abstractSocket: host.abstractSocket },
@@ -206,6 +209,7 @@ async function makeHost(stack: AsyncDisposableStack): Promise<Host> {
   const disk = fs.mkdtempSync("/disk-");
   stack.defer(() => fs.rmdirSync(disk));
   const programs = fs.mkdtempSync("/tmp/escapes-");
+  fs.chmodSync(programs, 0o755);
   stack.defer(() => fs.rmSync(programs, { recursive: true }));
 
   // The container's /dev has no loop devices, or all that the machine has.
@@ -234,7 +238,7 @@ async function makeHost(stack: AsyncDisposableStack): Promise<Host> {
   fs.symlinkSync(disk, join(root, "absolute"));
   fs.symlinkSync(`../../../..${disk}`, join(root, "above"));
 
-  const entrypoints = ["inside", "switch", "service"].map((name) => join(import.meta.dir, `${name}.ts`));
+  const entrypoints = ["inside", "switch", "service", "neighbour"].map((name) => join(import.meta.dir, `${name}.ts`));
   await Bun.build({ entrypoints, outdir: programs, target: "bun" });
   fs.copyFileSync(join(programs, "inside.js"), join(root, "inside.js"));
 
