@@ -696,9 +696,10 @@ function halfWay(path: PathLike, failure: Failure, rejected: readonly RejectedMe
 
 function noneLeft(path: PathLike, failure: Failure | undefined, rejected: readonly RejectedMethod[]): SwitchRootError {
   const reasons = rejected.map(({ method, message }) => `${method}: ${message}`).join("; ");
+  const main = rejected.find(({ method }) => method === failure?.method) ?? rejected[0];
   return new SwitchRootError(`cannot switch the root to '${pathText(path)}': ${reasons}`, {
-    ...(failure ?? { phase: "checks" }),
-    reason: (rejected.find(({ method }) => method === failure?.method) ?? rejected[0])?.reason,
+    ...(failure ?? { phase: "checks", cause: main?.error }),
+    reason: main?.reason,
     rejected,
   });
 }
