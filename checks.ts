@@ -241,7 +241,14 @@ let own: { mountId: bigint; faultsOfChildren: number; root: boolean } | undefine
  * @param root Whether it is the root of that namespace. Default: yes.
  */
 export function rememberOwn({ stat }: Directory, root = true): void {
-  if (stat.mask & STATX.MNT_ID_UNIQUE) own = { mountId: stat.mountId, faultsOfChildren: faultsOfChildren(), root };
+  if ((stat.mask & STATX.MNT_ID_UNIQUE) === 0) return;
+  try {
+    own = { mountId: stat.mountId, faultsOfChildren: faultsOfChildren(), root };
+  } catch (error) {
+    // By now the process is there: what cannot be remembered is looked up the next time.
+    if (!(error instanceof SyscallError)) throw error;
+    own = undefined;
+  }
 }
 
 function isRememberedOwn({ stat }: Directory): boolean {
