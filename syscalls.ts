@@ -156,15 +156,19 @@ export function isRefusal(error: unknown, ...codes: readonly string[]): error is
 }
 
 function nameOf(errno: number): readonly [code: string, description: string] {
-  // What mount(2) and its kin return and libuv, whose table Node and Bun have, has no name for; and what is met most often.
+  // What the calls here return and libuv, whose table Node and Bun have, has no name for; and what is met most often.
   const names: Readonly<Record<number, readonly [code: string, description: string]>> = {
     1: ["EPERM", "operation not permitted"],
     2: ["ENOENT", "no such file or directory"],
     15: ["ENOTBLK", "block device required"],
     16: ["EBUSY", "resource busy or locked"],
     22: ["EINVAL", "invalid argument"],
+    35: ["EDEADLK", "resource deadlock avoided"],
+    37: ["ENOLCK", "no locks available"],
     61: ["ENODATA", "no data available"],
     76: ["ENOTUNIQ", "name not unique on network"],
+    80: ["ELIBBAD", "accessing a corrupted shared library"],
+    87: ["EUSERS", "too many users"],
     116: ["ESTALE", "stale file handle"],
     117: ["EUCLEAN", "structure needs cleaning"],
     122: ["EDQUOT", "disk quota exceeded"],
