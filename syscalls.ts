@@ -654,6 +654,17 @@ export function chdir(path: PathLike): void {
   if (syscall(arm ? 49 : 80, toPath(path)) === -1) fail("chdir", path);
 }
 
+/** chdir(2) and getcwd(2), by which `process.cwd()` notices. */
+function chdirOfBun(path: string): void {
+  try {
+    process.chdir(path);
+  } catch (error) {
+    throw error instanceof Error && "errno" in error && "syscall" in error
+      ? new SyscallError(String(error.syscall), -Number(error.errno), path)
+      : error;
+  }
+}
+
 /** fchdir(2). */
 export function fchdir(fd: number): void {
   if (syscall(arm ? 50 : 81, fd) === -1) fail("fchdir");
@@ -988,7 +999,7 @@ export interface Kernel {
 
 /** The kernel that this process runs on. `chdir` is Bun's, which then knows its working directory. */
 export const kernel: Kernel = {
-  chdir: (path) => process.chdir(path),
+  chdir: chdirOfBun,
   chroot,
   close,
   countMounts,
