@@ -164,9 +164,13 @@ function openProcDirectory(): number | undefined {
     if (isRefusal(error, "ENOENT", "ENOTDIR")) return undefined;
     throw error;
   }
-  if (fstatfs(fd).type === PROC_SUPER_MAGIC) return fd;
-  close(fd);
-  return undefined;
+  let isProc = false;
+  try {
+    isProc = fstatfs(fd).type === PROC_SUPER_MAGIC;
+  } finally {
+    if (!isProc) close(fd);
+  }
+  return isProc ? fd : undefined;
 }
 
 /** This process's mount table, from a procfs that is one, whatever lies on /proc. */

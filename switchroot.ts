@@ -430,13 +430,13 @@ const removePutOld: Step = {
   run: (on) => on.kernel.unlinkat(top(on).fd, on.putOld, AT.REMOVEDIR),
 };
 
-/** By Bun's own call, so that `process.cwd()` knows; where it will not be asked any more, by the shorter one. */
+/** By Bun's own call in the end, so that `process.cwd()` knows. It could not be put back; where Bun will not be asked any more, it need not know. */
 const arrive: Step = {
   phase: "chdir",
   run: (on) => {
-    if (on.newNamespace) chdir("/");
-    else on.kernel.chdir("/");
+    chdir("/");
     if (!leadsTo(on.kernel, ".", top(on))) throw new NotVerified("the working directory is not the new root");
+    if (!on.newNamespace) on.kernel.chdir("/");
   },
 };
 
@@ -757,9 +757,10 @@ function halfWay(path: PathLike, failure: Failure, rejected: readonly RejectedMe
 
 function noneLeft(path: PathLike, failure: Failure | undefined, rejected: readonly RejectedMethod[]): SwitchRootError {
   const reasons = rejected.map(({ method, message }) => `${method}: ${message}`).join("; ");
+  const main = rejected.find(({ method }) => method === failure?.method) ?? rejected[0];
   return new SwitchRootError(`cannot switch the root to '${pathText(path)}': ${reasons}`, {
-    ...(failure ?? { phase: "checks" }),
-    reason: (rejected.find(({ method }) => method === failure?.method) ?? rejected[0])?.reason,
+    ...(failure ?? { phase: "checks", cause: main?.error }),
+    reason: main?.reason,
     rejected,
   });
 }

@@ -156,15 +156,19 @@ export function isRefusal(error: unknown, ...codes: readonly string[]): error is
 }
 
 function nameOf(errno: number): readonly [code: string, description: string] {
-  // What mount(2) and its kin return and libuv, whose table Node and Bun have, has no name for; and what is met most often.
+  // What the calls here return and libuv, whose table Node and Bun have, has no name for; and what is met most often.
   const names: Readonly<Record<number, readonly [code: string, description: string]>> = {
     1: ["EPERM", "operation not permitted"],
     2: ["ENOENT", "no such file or directory"],
     15: ["ENOTBLK", "block device required"],
     16: ["EBUSY", "resource busy or locked"],
     22: ["EINVAL", "invalid argument"],
+    35: ["EDEADLK", "resource deadlock avoided"],
+    37: ["ENOLCK", "no locks available"],
     61: ["ENODATA", "no data available"],
     76: ["ENOTUNIQ", "name not unique on network"],
+    80: ["ELIBBAD", "accessing a corrupted shared library"],
+    87: ["EUSERS", "too many users"],
     116: ["ESTALE", "stale file handle"],
     117: ["EUCLEAN", "structure needs cleaning"],
     122: ["EDQUOT", "disk quota exceeded"],
@@ -653,6 +657,17 @@ export function chdir(path: PathLike): void {
   if (syscall(arm ? 49 : 80, toPath(path)) === -1) fail("chdir", path);
 }
 
+/** chdir(2) and getcwd(2), by which `process.cwd()` notices. */
+function chdirOfBun(path: string): void {
+  try {
+    process.chdir(path);
+  } catch (error) {
+    throw error instanceof Error && "errno" in error && "syscall" in error
+      ? new SyscallError(String(error.syscall), -Number(error.errno), path)
+      : error;
+  }
+}
+
 /** fchdir(2). */
 export function fchdir(fd: number): void {
   if (syscall(arm ? 50 : 81, fd) === -1) fail("fchdir");
@@ -1052,7 +1067,7 @@ export interface Kernel {
 
 /** The kernel that this process runs on. `chdir` is Bun's, which then knows its working directory. */
 export const kernel: Kernel = {
-  chdir: (path) => process.chdir(path),
+  chdir: chdirOfBun,
   chroot,
   close,
   countMounts,
