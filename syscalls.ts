@@ -922,6 +922,9 @@ export function programOfUserNamespace(fd: number, bytes: number): string {
     call("pread", ${arm ? 67 : 17}, ${fd}, plan, ${bytes}, 0);
     const { cwd, keep, files, propagation, ambient, argv, environment, marker, request } = JSON.parse(Buffer.from(plan.subarray(0, ${bytes})).toString());
     let answer;
+    // Before: unshare(2) takes the working directory along into the new namespace, and leaves descriptors outside.
+    call("fchdir", ${arm ? 50 : 81}, cwd);
+    call("close", ${arm ? 57 : 3}, cwd);
     try {
       call("unshare", ${arm ? 97 : 272}, ${CLONE.NEWUSER | CLONE.NEWNS});
       entered = true;
@@ -955,8 +958,6 @@ export function programOfUserNamespace(fd: number, bytes: number): string {
     const text = Buffer.from(marker + answer + "\\0");
     call("ftruncate", ${arm ? 46 : 77}, ${fd}, 0);
     call("pwrite", ${arm ? 68 : 18}, ${fd}, text, text.length, 0);
-    call("fchdir", ${arm ? 50 : 81}, cwd);
-    call("close", ${arm ? 57 : 3}, cwd);
     for (const kept of [${fd}, ...keep]) call("fcntl", ${arm ? 25 : 72}, kept, ${F.SETFD}, 0);
     // What is pointed to must not move: it is one buffer each, and long.
     const vector = (strings) => {

@@ -12,7 +12,7 @@ watchMountTable();
 
 const imports = `
   import * as fs from "node:fs";
-  import { enterMountNamespace, getMounts, NamespaceError, switchRoot } from "${checkout}/index.ts";
+  import { enterMountNamespace, getMounts, mountOf, NamespaceError, switchRoot } from "${checkout}/index.ts";
   import { placeMarker, restartAlone, textOf } from "${checkout}/restart.ts";
   import * as syscalls from "${checkout}/syscalls.ts";
   const threads = () => fs.readdirSync("/proc/self/task");
@@ -213,6 +213,16 @@ describe("the program that goes on", () => {
     for (const command of [[bun, source], [compiled]]) {
       const found = await tell([...startIn, ...nobody, ...command, ...rest], options);
       expect(found).toMatchObject({ ...expected, uid: 65534, gid: 65534, setgroups: "deny", child: [none, none, none] });
+    }
+  });
+  test("has its working directory on a mount of its own namespace", async () => {
+    const path = program(`
+      enterMountNamespace(JSON.parse(process.env.OPTIONS));
+      tell(mountOf(".").id === mountOf(process.cwd()).id);
+      process.exit(0);
+    `);
+    for (const OPTIONS of ["{}", '{"user":true}', '{"user":true,"map":"same"}']) {
+      expect(await tell([bun, path], { cwd: "/usr/bin", env: { ...process.env, OPTIONS } })).toBe(true);
     }
   });
   test("keeps environment variables of its own that mean something to Bun, and bytes that are not UTF-8", async () => {
