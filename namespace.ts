@@ -70,6 +70,8 @@ export interface EnterMountNamespaceOptions {
 interface State {
   entered: boolean;
   refusals: readonly Refusal[];
+  /** What was wrong in the second run. There is no third. */
+  failure: NamespaceError | undefined;
 }
 
 interface Request {
@@ -102,6 +104,7 @@ interface Request {
 export function enterMountNamespace(options: EnterMountNamespaceOptions = {}): void {
   const request = checkArguments(options);
   const state = knownState();
+  if (state.failure !== undefined) throw state.failure;
   const refusal = state.refusals.find((each) => each.request === request.text);
   if (refusal !== undefined) throw refused(request, new SyscallError(refusal.syscall, refusal.errno), refusal.entered);
   if (state.entered) return;
@@ -250,10 +253,10 @@ function isState(value: unknown): value is State {
 function knownState(): State {
   const known: unknown = Reflect.get(globalThis, key);
   if (isState(known)) return known;
-  const state: State = { entered: false, refusals: [] };
+  const state: State = { entered: false, refusals: [], failure: undefined };
   const marker = takeMarker();
   if (marker !== undefined) {
-    arrive(marker);
+    state.failure = arrive(marker);
     state.entered = marker.namespace !== undefined;
     state.refusals = marker.refusals;
   }
@@ -262,13 +265,13 @@ function knownState(): State {
 }
 
 /** The second run: what has to be true is looked at, and what execve(2) changed is put right. */
-function arrive({ namespace, comm, ambient, faults }: Marker): void {
+function arrive({ namespace, comm, ambient, faults }: Marker): NamespaceError | undefined {
   setThreadName(comm);
-  if (namespace === undefined) return;
+  if (namespace === undefined) return undefined;
   for (const thread of numbersIn("/proc/self/task")) {
     const link = linkOf(`/proc/self/task/${thread}/ns/mnt`);
     if (link === undefined || link === namespace) continue;
-    throw new NamespaceError(
+    return new NamespaceError(
       "threads",
       `cannot enter a mount namespace: thread ${thread} is in ${link}, and not in ${namespace}, after this program was started once more; this process should exit`,
       { entered: true },
@@ -277,4 +280,5 @@ function arrive({ namespace, comm, ambient, faults }: Marker): void {
   if (ambient) dropInheritableCapabilities();
   // Children that were started in between, by the program before its call, live in the namespace.
   if (!hasChildren() && faultsOfChildren() === faults) rememberNamespace();
+  return undefined;
 }

@@ -481,6 +481,23 @@ describe("restartAlone", () => {
       const environment = { ...process.env, HOME: directory, MIMALLOC_SCAVENGER: "7" };
       const { stdout, stderr } = await run([...nobody, ...command, "3"], { env: environment });
       expect({ stdout, stderr }).toEqual({ stdout: "MIMALLOC_SCAVENGER=7 \n[1,3]\n", stderr: "" });
+test("a thread that is outside after the second start is an error, each time that it is tried: there is no third start", async () => {
+  const path = program(`
+    fs.appendFileSync("${directory}/starts", "x");
+    const starts = fs.readFileSync("${directory}/starts").length;
+    if (starts > 2) { tell({ starts }); process.exit(0); }
+    const source = 'import { unshare } from "${checkout}/syscalls.ts"; unshare(0x20000); self.postMessage(1); setInterval(() => {}, 1000);';
+    const worker = new Worker(URL.createObjectURL(new Blob([source], { type: "application/javascript" })));
+    await new Promise((resolve) => worker.addEventListener("message", resolve, { once: true }));
+    const found = [];
+    for (let i = 0; i < 3; i++) try { enterMountNamespace(); } catch (error) { found.push([error.reason, error.entered]); }
+    tell({ starts, found });
+    process.exit(0);
+  `);
+  const failed = ["threads", true];
+  expect(await tell([bun, path])).toEqual({ starts: 2, found: [failed, failed, failed] });
+});
+
     }
   });
 });
