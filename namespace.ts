@@ -106,7 +106,8 @@ export function enterMountNamespace(options: EnterMountNamespaceOptions = {}): v
   const state = knownState();
   if (state.failure !== undefined) throw state.failure;
   const refusal = state.refusals.find((each) => each.request === request.text);
-  if (refusal !== undefined) throw refused(request, new SyscallError(refusal.syscall, refusal.errno), refusal.entered);
+  if (refusal !== undefined)
+    throw refused(request, new SyscallError(refusal.syscall, refusal.errno, refusal.path), refusal.entered);
   if (state.entered) return;
   requireProc();
   if (statx(AT.FDCWD, "/", 0, 0).mountRoot === false) {
@@ -150,15 +151,15 @@ function refused({ user }: Request, error: SyscallError, entered = false): Names
 
 // --- One thread
 
-function enterInPlace({ user, map, propagation, ...request }: Request): void {
-  let entered = false;
+function enterInPlace(request: Request): void {
+  const before = linkOf("/proc/self/ns/mnt");
   try {
-    if (user) enterUserNamespace(map === "root");
+    if (request.user) enterUserNamespace(request.map === "root");
     else unshare(CLONE.NEWNS);
-    entered = true;
-    mount(null, "/", null, propagation, null);
+    mount(null, "/", null, request.propagation, null);
   } catch (error) {
-    throw error instanceof SyscallError ? refused({ user, map, propagation, ...request }, error, entered) : error;
+    // What follows upon the unshare(2) can fail as well, and by then something has changed.
+    throw error instanceof SyscallError ? refused(request, error, linkOf("/proc/self/ns/mnt") !== before) : error;
   }
   rememberNamespace();
 }

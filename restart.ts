@@ -95,6 +95,8 @@ export interface Marker {
 export interface Refusal {
   readonly syscall: string;
   readonly errno: number;
+  /** Of a file of /proc, without blanks. */
+  readonly path?: string;
   readonly entered: boolean;
   /** For which options. */
   readonly request: string;
@@ -378,7 +380,9 @@ export function textOf({ pid, comm, namespace, ambient, faults, refusals, replac
   let text = `pid=${pid}\0comm=${comm}\0faults=${faults}\0`;
   if (namespace !== undefined) text += `namespace=${namespace}\0`;
   if (ambient) text += "ambient=\0";
-  for (const { syscall, errno, entered, request } of refusals) text += `refusal=${syscall} ${errno} ${entered} ${request}\0`;
+  for (const { syscall, errno, entered, path = "", request } of refusals) {
+    text += `refusal=${syscall} ${errno} ${entered} ${path} ${request}\0`;
+  }
   for (const entry of replaced) text += `replaced=${entry}\0`;
   return text;
 }
@@ -420,8 +424,9 @@ function parseMarker(text: string): Marker {
 }
 
 function parseRefusal(text: string): Refusal {
-  const [syscall = "", errno, entered, ...request] = text.split(" ");
-  return { syscall, errno: Number(errno), entered: entered === "true", request: request.join(" ") };
+  const [syscall = "", errno, entered, path, ...request] = text.split(" ");
+  const refusal = { syscall, errno: Number(errno), entered: entered === "true", request: request.join(" ") };
+  return path ? { ...refusal, path } : refusal;
 }
 
 // --- What /proc says of this process

@@ -911,11 +911,12 @@ export function programOfUserNamespace(fd: number, bytes: number): string {
       __errno_location: { args: [], returns: "ptr" },
     }).symbols;
     let entered = false;
+    let path = "";
     const call = (name, number, ...args) => {
       const result = syscall(number, ...args);
       if (result !== -1) return result;
       const errno = read.i32(__errno_location(), 0);
-      throw Object.assign(new Error(name + " failed with errno " + errno), { refusal: [name, errno, entered] });
+      throw Object.assign(new Error(name + " failed with errno " + errno), { refusal: [name, errno, entered, path] });
     };
 
     const plan = new Uint8Array(${Math.max(bytes, 1024)});
@@ -928,12 +929,14 @@ export function programOfUserNamespace(fd: number, bytes: number): string {
     try {
       call("unshare", ${arm ? 97 : 272}, ${CLONE.NEWUSER | CLONE.NEWNS});
       entered = true;
-      for (const [path, text] of files) {
+      for (const [name, text] of files) {
+        path = name;
         const file = call("open", ${arm ? 56 : 257}, ${AT.FDCWD}, path, ${O.WRONLY | O.CLOEXEC}, 0);
         const bytes = Buffer.from(text);
         call("write", ${arm ? 64 : 1}, file, bytes, bytes.length);
         call("close", ${arm ? 57 : 3}, file);
       }
+      path = "";
       call("mount", ${arm ? 40 : 165}, null, "/", null, propagation, null);
       if (ambient) {
         const header = new Uint32Array([0x20080522, 0]);

@@ -3,7 +3,7 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import * as fs from "node:fs";
 import { join } from "node:path";
 import { enterMountNamespace } from "../namespace.ts";
-import { NamespaceError } from "../restart.ts";
+import { NamespaceError, oneThread } from "../restart.ts";
 import { checkout, run, scratchDirectory, shell, watchMountTable } from "./compiled.ts";
 
 const directory = scratchDirectory();
@@ -390,6 +390,20 @@ describe("what the kernel refuses is an error that can be caught, and says what 
       inside: true,
     });
   });
+  test("after the user namespace was taken: that it was, and which file could not be written", async () => {
+    const path = program(`
+      const found = [];
+      try { enterMountNamespace({ user: true }); } catch (error) { found.push(error.reason, error.entered, error.cause.path, error.message); }
+      tell([...found, fs.readlinkSync("/proc/self/ns/user") === process.argv[2]]);
+      process.exit(0);
+    `);
+    const start = ["unshare", "--mount", "sh", "-euc", 'mount -o remount,bind,ro /proc; exec "$@"', "sh"];
+    const command = [bun, path, fs.readlinkSync("/proc/self/ns/user")];
+    for (const threads of [[], ["env", ...oneThread]]) {
+      const message = expect.stringMatching(/EROFS: .*, open '\/proc\/self\/setgroups'.*should exit$/);
+      expect(await tell([...start, ...threads, ...command])).toEqual(["refused", true, "/proc/self/setgroups", message, false]);
+    }
+  });
   test("wrong options", () => {
     // biome-ignore lint/suspicious/noExplicitAny: what TypeScript would not let through.
     const enter = (options: any) => () => enterMountNamespace(options);
@@ -467,20 +481,6 @@ describe("the marker's descriptor", () => {
   });
 });
 
-describe("restartAlone", () => {
-  test("leaves one thread, and a command that is executed then has the environment of before", async () => {
-    const path = program(`
-      restartAlone();
-      restartAlone();
-      const count = threads().length;
-      syscalls.unshare(syscalls.CLONE.NEWUSER | syscalls.CLONE.NEWNS);
-      syscalls.execvp(["sh", "-c", "env | grep -E '^(BUN|MIMALLOC)_' | tr '\\\\n' ' '; echo; echo [" + count + ",$1]", "sh", ...process.argv.slice(2)]);
-    `);
-    const compiled = await compileProgram(path);
-    for (const command of [[bun, path], [bun, "--smol", path], [compiled]]) {
-      const environment = { ...process.env, HOME: directory, MIMALLOC_SCAVENGER: "7" };
-      const { stdout, stderr } = await run([...nobody, ...command, "3"], { env: environment });
-      expect({ stdout, stderr }).toEqual({ stdout: "MIMALLOC_SCAVENGER=7 \n[1,3]\n", stderr: "" });
 test("a thread that is outside after the second start is an error, each time that it is tried: there is no third start", async () => {
   const path = program(`
     fs.appendFileSync("${directory}/starts", "x");
@@ -498,6 +498,20 @@ test("a thread that is outside after the second start is an error, each time tha
   expect(await tell([bun, path])).toEqual({ starts: 2, found: [failed, failed, failed] });
 });
 
+describe("restartAlone", () => {
+  test("leaves one thread, and a command that is executed then has the environment of before", async () => {
+    const path = program(`
+      restartAlone();
+      restartAlone();
+      const count = threads().length;
+      syscalls.unshare(syscalls.CLONE.NEWUSER | syscalls.CLONE.NEWNS);
+      syscalls.execvp(["sh", "-c", "env | grep -E '^(BUN|MIMALLOC)_' | tr '\\\\n' ' '; echo; echo [" + count + ",$1]", "sh", ...process.argv.slice(2)]);
+    `);
+    const compiled = await compileProgram(path);
+    for (const command of [[bun, path], [bun, "--smol", path], [compiled]]) {
+      const environment = { ...process.env, HOME: directory, MIMALLOC_SCAVENGER: "7" };
+      const { stdout, stderr } = await run([...nobody, ...command, "3"], { env: environment });
+      expect({ stdout, stderr }).toEqual({ stdout: "MIMALLOC_SCAVENGER=7 \n[1,3]\n", stderr: "" });
     }
   });
 });
