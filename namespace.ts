@@ -96,7 +96,7 @@ interface Request {
  *
  * @param options See {@link EnterMountNamespaceOptions}.
  * @throws {@link NamespaceError}, whose message says what to do: if the kernel refuses, or if the program cannot be executed once more: under `bun test`,
- *   read from standard input (`bun -`), with a relative `--cwd`, or after `process.chdir` if it was started by a relative path.
+ *   read from standard input (`bun -`), with a relative `--cwd`, or after `process.chdir`.
  *   `TypeError` with `ERR_INVALID_ARG_TYPE` or `ERR_INVALID_ARG_VALUE` for a wrong argument, with `ERR_WORKER_UNSUPPORTED_OPERATION` in a
  *   Worker. `Error` with `ERR_UNSUPPORTED_PLATFORM` where there is no Linux on x86-64 or arm64.
  * @see mount_namespaces(7), user_namespaces(7), docs/threads.md.

@@ -341,11 +341,24 @@ describe("a program that cannot be started once more is told what to do instead"
     }
     expect(await tell([bun, "--cwd=/tmp", path], { cwd: "/" })).toBe("entered");
   });
-  test("started by a relative path, and in another directory since", async () => {
-    const path = program(`process.chdir("/"); ${refuses}`);
-    const found = await tell([bun, path.slice(directory.length + 1)], { cwd: directory });
-    expect(found).toMatchObject(refusal("working-directory", "before process.chdir()"));
-    expect(await tell([bun, path], { cwd: directory })).toBe("entered");
+  test("in another directory by now, whose configuration Bun would obey", async () => {
+    const theirs = fs.mkdtempSync(join(directory, "theirs-"));
+    fs.writeFileSync(join(theirs, "bunfig.toml"), 'preload = ["./theirs.ts"]');
+    fs.writeFileSync(join(theirs, "theirs.ts"), 'require("node:fs").writeFileSync("ran", "")');
+    const path = program(`await Bun.file("/proc/self/comm").text(); process.chdir("${theirs}"); ${refuses}`);
+    const text = fs.readFileSync(path, "utf8");
+    for (const command of [
+      [bun, path],
+      [bun, path.slice(directory.length + 1)],
+      [bun, "-e", text],
+      [await compileProgram(path)],
+    ]) {
+      expect(await tell(command, { cwd: directory })).toMatchObject(refusal("working-directory", "before process.chdir()"));
+    }
+    expect(fs.readdirSync(theirs).sort()).toEqual(["bunfig.toml", "theirs.ts"]);
+    // By another name it is still the same.
+    const same = program(`await Bun.file("/proc/self/comm").text(); process.chdir("/proc/self/cwd"); ${refuses}`);
+    expect(await tell([bun, same], { cwd: directory })).toBe("entered");
   });
   test("under bun test", () => {
     expect(() => enterMountNamespace()).toThrow(NamespaceError);
