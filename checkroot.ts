@@ -220,7 +220,9 @@ function foreseeUnbindable(phase: string, on: Switch, view: View): Refusal | und
   if (mount?.propagation.unbindable) return refusalOf(phase, new SyscallError(syscall, EINVAL, pathText(on.path)), call, view);
   const unbindable = mountsBelow(view.table, placeOf(on)).filter(({ propagation }) => propagation.unbindable);
   // One that is locked may not be left out either.
-  const locked = unbindable.some(({ mountPoint, mountPointBytes }) => view.evidence.locked(mountPointBytes ?? mountPoint));
+  const locked = unbindable.some(({ id: other, mountPoint, mountPointBytes }) =>
+    view.evidence.locked(mountPointBytes ?? mountPoint, other),
+  );
   return locked ? refusalOf(phase, new SyscallError(syscall, EPERM, pathText(on.path)), call, view) : undefined;
 }
 
@@ -242,7 +244,7 @@ function foreseeOthers(on: Switch, view: View): Refusal | undefined {
   try {
     // The copy that is made of a root which has to be bound is not there yet; the original is one of those that are left.
     const others = othersOf(view.table, mountIdOf(on.oldRoot.fd), on.bound ? -1 : mountIdOf(on.root.fd));
-    const locked = others.find(({ mountPoint, mountPointBytes }) => view.evidence.locked(mountPointBytes ?? mountPoint));
+    const locked = others.find(({ id, mountPoint, mountPointBytes }) => view.evidence.locked(mountPointBytes ?? mountPoint, id));
     return locked && refusalOf("list", new SyscallError("umount2", EINVAL, locked.mountPoint), {}, view);
   } catch (error) {
     if (!(error instanceof NotVerified)) throw error;

@@ -74,8 +74,12 @@ export interface Evidence {
   place(place: Place): Placed | undefined;
   /** Whether a namespace of this process belongs to its own user namespace. Undefined: not to be seen. */
   owns(namespace: "mnt" | "pid"): boolean | undefined;
-  /** Whether a mount came from a more privileged mount namespace, so that it may not be moved or unmounted. */
-  locked(place: Place): boolean | undefined;
+  /**
+   * Whether a mount came from a more privileged mount namespace, so that it may not be moved or unmounted.
+   *
+   * @param mountId Which mount is meant, as the mount table counts. By its path another one may be found, or none, that hides it.
+   */
+  locked(place: Place, mountId?: number): boolean | undefined;
   /** Whether a place lies on a mount of this mount namespace, below this process's root or not. */
   inNamespace(place: Place): boolean | undefined;
   /** Whether the mount that "/" is mounted on is shared, which the mount table does not show. */
@@ -661,7 +665,7 @@ function unbindableAndLocked({ table, source, evidence }: Scene): Verdict {
   if (table === undefined) return noTable;
   if (source === undefined) return notThere;
   const below = mountsBelow(table, source).filter(({ propagation }) => propagation.unbindable);
-  const found = below.find(({ mountPoint, mountPointBytes }) => evidence.locked(mountPointBytes ?? mountPoint) === true);
+  const found = below.find(({ id, mountPoint, mountPointBytes }) => evidence.locked(mountPointBytes ?? mountPoint, id) === true);
   if (found === undefined) return { not: "an unbindable mount that is locked" };
   const message = `the mount '${found.mountPoint}' below it is unbindable, so it cannot be copied, and locked here, so it cannot be left out`;
   return { reason: "unbindable", message };
@@ -673,7 +677,7 @@ function lockedBelow(scene: Scene): Verdict {
   if (table === undefined) return noTable;
   if (source === undefined) return notThere;
   const below = mountsBelow(table, source);
-  const found = below.find(({ mountPoint, mountPointBytes }) => evidence.locked(mountPointBytes ?? mountPoint) === true);
+  const found = below.find(({ id, mountPoint, mountPointBytes }) => evidence.locked(mountPointBytes ?? mountPoint, id) === true);
   if (found === undefined) return { not: "locked mounts below" };
   const message = `the mount '${found.mountPoint}' below it is locked here, and must be copied along (use a recursive bind: "rbind")`;
   return { reason: "locked-below", message };
@@ -887,11 +891,12 @@ function opened(place: Place, held: number[]): number | undefined {
 /**
  * To expire a mount that is in use never succeeds, but answers EINVAL if it is locked, and EBUSY if not. A descriptor is use enough.
  */
-function isLocked(place: Place): boolean | undefined {
+function isLocked(place: Place, mountId?: number): boolean | undefined {
   const held: number[] = [];
   const fd = opened(place, held);
   if (fd === undefined) return undefined;
   try {
+    if (mountId !== undefined && mountIdOf(fd) !== mountId) return undefined;
     // umount2(2) takes the topmost mount, which is not in use. A path that was just looked up leads there; "." and descriptors need not.
     const covered = (): boolean => {
       const id = mountIdOf(fd);

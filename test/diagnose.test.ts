@@ -11,12 +11,18 @@ import { child, own } from "./child.ts";
 
 const base = "/tmp/diagnose";
 const root = `${base}/root`;
+/** Where a mount lies on that of "/", and another one can be put over it. */
+const hidden = "/mnt/hidden";
 
 beforeAll(() => {
   fs.mkdirSync(root, { recursive: true });
   fs.mkdirSync(`${base}/jail`);
+  fs.mkdirSync(hidden);
 });
-afterAll(() => fs.rmSync(base, { recursive: true }));
+afterAll(() => {
+  fs.rmSync(base, { recursive: true });
+  fs.rmdirSync(hidden);
+});
 
 /** Starts the program after a script, in what the script has made. */
 function after(script: string, ...then: string[]): string[] {
@@ -68,6 +74,10 @@ const cases: Record<string, Case> = {
   "a directory, in a namespace of one's own": { prefix: [...own], not: {} },
   "a mount point": { prefix: [...own, ...after(`mount -t tmpfs t ${root}`)], not: {} },
   "in a namespace that others live in": { prefix: [], not: strong("namespace-shared") },
+  "a mount that another one hides, where there is a directory now": {
+    prefix: [...own, ...after(`mount -t tmpfs t ${hidden}; mount -t tmpfs t /mnt; mkdir ${hidden}`)],
+    not: {},
+  },
   'a shared mount at "/"': { prefix: [...own, ...after("mount --make-shared /")], not: strong("shared-mount") },
   "a path on a shared mount": {
     prefix: [...own, ...after(`mount -t tmpfs t ${root}; mount --make-shared ${root}; mkdir ${root}/sub`)],
