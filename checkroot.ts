@@ -23,7 +23,21 @@ import {
   type Step,
   type Switch,
 } from "./switchroot.ts";
-import { AT, isRefusal, kernel, MS, O, openat, type PathLike, pathText, readDirectory, SyscallError } from "./syscalls.ts";
+import {
+  AT,
+  close,
+  isRefusal,
+  kernel,
+  MS,
+  O,
+  OPEN_TREE,
+  open_tree,
+  openat,
+  type PathLike,
+  pathText,
+  readDirectory,
+  SyscallError,
+} from "./syscalls.ts";
 
 /** Whether a method would work. */
 export interface MethodCheck {
@@ -145,6 +159,8 @@ function foresee({ phase, call }: Step, on: Switch, view: View, detached: boolea
     return errno === undefined ? undefined : refusalOf(phase, new SyscallError(syscall, errno), call?.(on) ?? {}, view);
   };
   switch (phase) {
+    case "enter":
+      return foreseeEnter(phase, on, view);
     case "probe":
       return foreseeLock(on, view) ?? asked("umount2");
     case "open_tree":
@@ -152,7 +168,7 @@ function foresee({ phase, call }: Step, on: Switch, view: View, detached: boolea
         on.byName = true;
         return undefined;
       }
-      return asked("open_tree") ?? foreseeUnbindable(phase, on, view);
+      return asked("open_tree") ?? foreseeUnbindable(phase, on, view) ?? foreseeForeign(phase, on, view);
     case "mount_setattr":
       if (answer("mount_setattr", view.evidence) !== ENOSYS) return asked("mount_setattr");
       on.privateLater = true;
@@ -174,7 +190,7 @@ function foresee({ phase, call }: Step, on: Switch, view: View, detached: boolea
     case "detach":
       return asked("umount2");
     default:
-      // What cannot be refused where the steps before it were not: fchdir(2), open(2), the looks at what was done.
+      // What cannot be refused where the steps before it were not: open(2), the looks at what was done.
       return undefined;
   }
 }
@@ -199,6 +215,32 @@ function refusalOf(phase: string, error: SyscallError, call: Call, { evidence }:
   const cause = diagnose(error, call, evidence);
   const explained = new SyscallError(error.syscall, -error.errno, error.path, error.dest, cause);
   return { reason: knownReason(explained), message: `${phase}: ${explained.message}` };
+}
+
+/** To look up "." takes the right that fchdir(2) and chroot(2) take as well. */
+function foreseeEnter(phase: string, on: Switch, view: View): Refusal | undefined {
+  try {
+    close(openat(on.root.fd, ".", O.PATH | O.DIRECTORY | O.CLOEXEC));
+    return undefined;
+  } catch (error) {
+    if (!(error instanceof SyscallError)) throw error;
+    return refusalOf(phase, new SyscallError("fchdir", -error.errno), {}, view);
+  }
+}
+
+/**
+ * What lies in another mount namespace cannot be copied. What lies in a detached tree can, by newer kernels: where the one or the
+ * other may be, a copy is made, which is gone when it is closed.
+ */
+function foreseeForeign(phase: string, on: Switch, view: View): Refusal | undefined {
+  if (view.evidence.inNamespace(on.root.fd) === true) return undefined;
+  try {
+    close(open_tree(on.root.fd, "", OPEN_TREE.CLONE | OPEN_TREE.CLOEXEC | AT.RECURSIVE | AT.EMPTY_PATH));
+    return undefined;
+  } catch (error) {
+    if (!(error instanceof SyscallError)) throw error;
+    return refusalOf(phase, error, { source: on.root.fd, flags: AT.RECURSIVE }, view);
+  }
 }
 
 /** Sees whether the root has to be bound over itself, as the step does. */

@@ -78,6 +78,19 @@ const cases: Record<string, Case> = {
     prefix: [...own, ...after(`mount -t tmpfs t ${hidden}; mount -t tmpfs t /mnt; mkdir ${hidden}`)],
     not: {},
   },
+  "a directory that may not be entered": {
+    prefix: [...own, ...after(`mount -t tmpfs -o mode=700,uid=1 t ${root}`), ...drop("-dac_override,-dac_read_search")],
+    not: { ...allOf("refused"), chroot: "refused" },
+  },
+  "a directory of another mount namespace": {
+    prefix: [
+      ...own,
+      ...after(`${own.join(" ")} sleep 10 & until [ "$(readlink /proc/$!/ns/mnt)" != "$(readlink /proc/self/ns/mnt)" ]; do :; done
+        ln -sfn /proc/$!/root/usr ${base}/theirs`),
+    ],
+    path: `${base}/theirs`,
+    not: allOf("source-unreachable"),
+  },
   'a shared mount at "/"': { prefix: [...own, ...after("mount --make-shared /")], not: strong("shared-mount") },
   "a path on a shared mount": {
     prefix: [...own, ...after(`mount -t tmpfs t ${root}; mount --make-shared ${root}; mkdir ${root}/sub`)],
