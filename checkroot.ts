@@ -24,11 +24,13 @@ import {
 } from "./switchroot.ts";
 import {
   AT,
+  close,
   isRefusal,
   kernel,
   MS,
   O,
   OPEN_TREE,
+  open_tree,
   openat,
   type PathLike,
   pathText,
@@ -156,6 +158,8 @@ function foresee({ phase, call }: Step, on: Switch, view: View, detached: boolea
     return errno === undefined ? undefined : refusalOf(phase, new SyscallError(syscall, errno), call?.(on) ?? {}, view);
   };
   switch (phase) {
+    case "enter":
+      return foreseeEnter(phase, on, view);
     case "probe":
       return foreseeLock(on, view) ?? asked("umount2");
     case "open_tree":
@@ -163,7 +167,7 @@ function foresee({ phase, call }: Step, on: Switch, view: View, detached: boolea
         on.byName = true;
         return undefined;
       }
-      return asked("open_tree") ?? foreseeUnbindable(phase, on, view);
+      return asked("open_tree") ?? foreseeUnbindable(phase, on, view) ?? foreseeForeign(phase, on, view);
     case "mount_setattr":
       if (answer("mount_setattr", view.evidence) !== ENOSYS) return asked("mount_setattr");
       on.privateLater = true;
@@ -185,7 +189,7 @@ function foresee({ phase, call }: Step, on: Switch, view: View, detached: boolea
     case "detach":
       return asked("umount2");
     default:
-      // What cannot be refused where the steps before it were not: fchdir(2), open(2), the looks at what was done.
+      // What cannot be refused where the steps before it were not: open(2), the looks at what was done.
       return undefined;
   }
 }
@@ -212,6 +216,32 @@ function refusalOf(phase: string, error: SyscallError, call: Call, { evidence }:
   return { reason: knownReason(explained), message: `${phase}: ${explained.message}` };
 }
 
+/** To look up "." takes the right that fchdir(2) and chroot(2) take as well. */
+function foreseeEnter(phase: string, on: Switch, view: View): Refusal | undefined {
+  try {
+    close(openat(on.root.fd, ".", O.PATH | O.DIRECTORY | O.CLOEXEC));
+    return undefined;
+  } catch (error) {
+    if (!(error instanceof SyscallError)) throw error;
+    return refusalOf(phase, new SyscallError("fchdir", -error.errno), {}, view);
+  }
+}
+
+/**
+ * What lies in another mount namespace cannot be copied. What lies in a detached tree can, by newer kernels: where the one or the
+ * other may be, a copy is made, which is gone when it is closed.
+ */
+function foreseeForeign(phase: string, on: Switch, view: View): Refusal | undefined {
+  if (view.evidence.inNamespace(on.root.fd) === true) return undefined;
+  try {
+    close(open_tree(on.root.fd, "", OPEN_TREE.CLONE | OPEN_TREE.CLOEXEC | AT.RECURSIVE | AT.EMPTY_PATH));
+    return undefined;
+  } catch (error) {
+    if (!(error instanceof SyscallError)) throw error;
+    return refusalOf(phase, error, { source: on.root.fd, flags: AT.RECURSIVE }, view);
+  }
+}
+
 /** Sees whether the root has to be bound over itself, as the step does. */
 function foreseeLock(on: Switch, { evidence }: View): Refusal | undefined {
   on.bound = !isMountRoot(on.root);
@@ -232,7 +262,9 @@ function foreseeUnbindable(phase: string, on: Switch, view: View): Refusal | und
   if (mount?.propagation.unbindable) return refusalOf(phase, new SyscallError(syscall, EINVAL, pathText(on.path)), call, view);
   const unbindable = mountsBelow(view.table, placeOf(on)).filter(({ propagation }) => propagation.unbindable);
   // One that is locked may not be left out either.
-  const locked = unbindable.some(({ mountPoint, mountPointBytes }) => view.evidence.locked(mountPointBytes ?? mountPoint));
+  const locked = unbindable.some(({ id: other, mountPoint, mountPointBytes }) =>
+    view.evidence.locked(mountPointBytes ?? mountPoint, other),
+  );
   return locked ? refusalOf(phase, new SyscallError(syscall, EPERM, pathText(on.path)), call, view) : undefined;
 }
 
@@ -265,7 +297,7 @@ function foreseeOthers(on: Switch, view: View): Refusal | undefined {
   try {
     // The copy that is made of a root which has to be bound is not there yet; the original is one of those that are left.
     const others = othersOf(view.table, mountIdOf(on.oldRoot.fd), on.bound ? -1 : mountIdOf(on.root.fd));
-    const locked = others.find(({ mountPoint, mountPointBytes }) => view.evidence.locked(mountPointBytes ?? mountPoint));
+    const locked = others.find(({ id, mountPoint, mountPointBytes }) => view.evidence.locked(mountPointBytes ?? mountPoint, id));
     return locked && refusalOf("list", new SyscallError("umount2", EINVAL, locked.mountPoint), {}, view);
   } catch (error) {
     if (!(error instanceof NotVerified)) throw error;

@@ -221,7 +221,7 @@ export const notOwned =
   "this mount namespace belongs to another user namespace, in which this process has no capabilities (take a mount namespace together with the user namespace: 'unshare --user --map-root-user --mount')";
 
 /** Whether a namespace of this process belongs to its own user namespace; undefined if that cannot be seen. */
-export function ownsNamespace(proc: number, namespace: "mnt" | "pid"): boolean | undefined {
+export function ownsNamespace(proc: number, namespace: "mnt" | "net" | "pid"): boolean | undefined {
   let file = -1;
   let owner = -1;
   try {

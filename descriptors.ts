@@ -2,7 +2,20 @@
  * Open directories that lead out of a root: whoever can fchdir(2) to one, or open(2) from it, is not held by any method.
  */
 import { type Directory, describe, isSame } from "./checks.ts";
-import { AT, close, isRefusal, type Kernel, O, openat, pathText, readDirectory, readlinkat, STATX, statx } from "./syscalls.ts";
+import {
+  AT,
+  close,
+  isRefusal,
+  type Kernel,
+  O,
+  openat,
+  pathText,
+  readDirectory,
+  readlinkat,
+  STATX,
+  SyscallError,
+  statx,
+} from "./syscalls.ts";
 
 /** An open directory of this process that leads out of the new root. */
 export interface Leak {
@@ -63,10 +76,11 @@ export function isInside(kernel: Kernel, fd: number, root: Directory, oldRoot: D
       if (isSame(describe(kernel, at).stat, here)) return false;
     }
   } catch (error) {
-    // What this process may not enter now, it may once it has other rights.
-    if (isRefusal(error, "EACCES")) return false;
     // Closed meanwhile, by another thread.
     if (isRefusal(error, "EBADF")) return true;
+    // What this process may not enter now (EACCES), it may once it has other rights. And what cannot be asked at all, as the
+    // directory of a process that has ended, is not known to be inside.
+    if (error instanceof SyscallError) return false;
     throw error;
   } finally {
     if (at !== -1) close(at);

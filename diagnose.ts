@@ -73,9 +73,13 @@ export interface Evidence {
   probe(syscall: string): string | undefined;
   place(place: Place): Placed | undefined;
   /** Whether a namespace of this process belongs to its own user namespace. Undefined: not to be seen. */
-  owns(namespace: "mnt" | "pid"): boolean | undefined;
-  /** Whether a mount came from a more privileged mount namespace, so that it may not be moved or unmounted. */
-  locked(place: Place): boolean | undefined;
+  owns(namespace: "mnt" | "net" | "pid"): boolean | undefined;
+  /**
+   * Whether a mount came from a more privileged mount namespace, so that it may not be moved or unmounted.
+   *
+   * @param mountId Which mount is meant, as the mount table counts. By its path another one may be found, or none, that hides it.
+   */
+  locked(place: Place, mountId?: number): boolean | undefined;
   /** Whether a place lies on a mount of this mount namespace, below this process's root or not. */
   inNamespace(place: Place): boolean | undefined;
   /** Whether the mount that "/" is mounted on is shared, which the mount table does not show. */
@@ -178,7 +182,11 @@ type Verdict = Cause | LastCause | { readonly not: string } | { readonly unseen:
 type Look = (scene: Scene) => Verdict;
 
 /** What each refusal can come from, in the order in which it is looked for: first what is certain if it is found. */
-function causesOf({ syscall, code }: SyscallError, { flags = 0, fsType = null }: Call): readonly Look[] {
+function causesOf({ syscall, code, path }: SyscallError, { flags = 0, fsType = null }: Call): readonly Look[] {
+  // Ubuntu lets a program make a user namespace, and then refuses it this.
+  if (/^(open|write) (EPERM|EACCES)$/.test(`${syscall} ${code}`) && /^\/proc\/self\/(setgroups|[ug]id_map)$/.test(path ?? "")) {
+    return [restrictedUserNamespace];
+  }
   const user = syscall === "unshare" && (flags & CLONE.NEWUSER) !== 0;
   switch (`${syscall} ${code}`) {
     case "pivot_root EINVAL":
@@ -248,7 +256,8 @@ function causesOfMountEinval(flags: number): readonly Look[] {
 
 function causesOfMountEperm(syscall: string, flags: number, fsType: string | null): readonly Look[] {
   const isNew = syscall.startsWith("fs") || (syscall === "mount" && fsType !== null && (flags & (MS.BIND | MS.REMOUNT)) === 0);
-  if (isNew) return [restrictedUserNamespace, foreignPidNamespace, coveredProc, privilegedFileSystem, securityModule];
+  if (isNew)
+    return [restrictedUserNamespace, foreignPidNamespace, foreignNetNamespace, coveredProc, privilegedFileSystem, securityModule];
   if (flags & MS.REMOUNT) return [lockedOptions, restrictedUserNamespace, securityModule];
   return [restrictedUserNamespace, securityModule];
 }
@@ -368,9 +377,11 @@ function securityModule({ evidence, code, source, sourcePlace, fsType, flags }: 
 
 // --- User namespaces
 
+/** Debian asks for CAP_SYS_ADMIN over the whole machine: over a user namespace is not enough. */
 function userNamespacesOff({ evidence }: Scene): Verdict {
   const off = evidence.file("/proc/sys/kernel/unprivileged_userns_clone")?.trim() === "0";
-  if (!off || evidence.capable(CAP.SYS_ADMIN)) return { not: "kernel.unprivileged_userns_clone" };
+  if (!off || (evidence.capable(CAP.SYS_ADMIN) && isInitialUserNamespace(evidence) !== false))
+    return { not: "kernel.unprivileged_userns_clone" };
   const message =
     "user namespaces are for root only: kernel.unprivileged_userns_clone is 0 (set it: 'sysctl kernel.unprivileged_userns_clone=1')";
   return { reason: "userns-clone-disabled", message };
@@ -671,7 +682,7 @@ function unbindableAndLocked({ table, source, evidence }: Scene): Verdict {
   if (table === undefined) return noTable;
   if (source === undefined) return notThere;
   const below = mountsBelow(table, source).filter(({ propagation }) => propagation.unbindable);
-  const found = below.find(({ mountPoint, mountPointBytes }) => evidence.locked(mountPointBytes ?? mountPoint) === true);
+  const found = below.find(({ id, mountPoint, mountPointBytes }) => evidence.locked(mountPointBytes ?? mountPoint, id) === true);
   if (found === undefined) return { not: "an unbindable mount that is locked" };
   const message = `the mount '${found.mountPoint}' below it is unbindable, so it cannot be copied, and locked here, so it cannot be left out`;
   return { reason: "unbindable", message };
@@ -683,7 +694,7 @@ function lockedBelow(scene: Scene): Verdict {
   if (table === undefined) return noTable;
   if (source === undefined) return notThere;
   const below = mountsBelow(table, source);
-  const found = below.find(({ mountPoint, mountPointBytes }) => evidence.locked(mountPointBytes ?? mountPoint) === true);
+  const found = below.find(({ id, mountPoint, mountPointBytes }) => evidence.locked(mountPointBytes ?? mountPoint, id) === true);
   if (found === undefined) return { not: "locked mounts below" };
   const message = `the mount '${found.mountPoint}' below it is locked here, and must be copied along (use a recursive bind: "rbind")`;
   return { reason: "locked-below", message };
@@ -771,6 +782,17 @@ function foreignPidNamespace({ evidence, fsType }: Scene): Verdict {
   return { reason: "pid-namespace-not-owned", message };
 }
 
+function foreignNetNamespace({ evidence, fsType }: Scene): Verdict {
+  const not = "a network namespace of another user namespace";
+  if (fsType !== "sysfs") return { not };
+  const owns = evidence.owns("net");
+  if (owns === undefined) return { unseen: "which user namespace the network namespace belongs to" };
+  if (owns) return { not };
+  const message =
+    "a sysfs can be mounted only by who owns the network namespace, and this one belongs to another user namespace (take one as well: 'unshare --net', or bind the /sys that is there)";
+  return { reason: "net-namespace-not-owned", message };
+}
+
 /** A new instance would show what is hidden under mounts on the one that is visible (`mount_too_revealing` in the kernel). */
 function coveredProc({ evidence, fsType, table }: Scene): Verdict {
   if (fsType !== "proc" && fsType !== "sysfs") return { not: "a covered /proc" };
@@ -802,11 +824,17 @@ function privilegedFileSystem({ evidence, fsType }: Scene): Verdict {
   return { unseen: `whether a user namespace may mount ${type}` };
 }
 
-/** Options of a mount that came from a more privileged namespace stay (mount_namespaces(7)). */
+/**
+ * Options of a mount that came from a more privileged namespace stay (mount_namespaces(7)). Those that were set here cannot be told
+ * from them, but are no reason to refuse.
+ */
 function lockedOptions(scene: Scene): Verdict {
   const mount = mountOf(scene, scene.target);
   const initial = isInitialUserNamespace(scene.evidence);
   if (mount === undefined || initial === undefined) return { unseen: "whether its options are locked" };
+  if (!initial && (scene.flags & MS.BIND) === 0) {
+    return { unseen: "whether the file system itself may be changed from here (with 'bind' a remount changes this mount alone)" };
+  }
   const flags = [
     ["ro", MS.RDONLY],
     ["nosuid", MS.NOSUID],
@@ -815,9 +843,21 @@ function lockedOptions(scene: Scene): Verdict {
   ] as const;
   const options = mount.mountOptions.split(",");
   const dropped = flags.filter(([name, flag]) => options.includes(name) && (scene.flags & flag) === 0).map(([name]) => name);
-  if (initial || dropped.length === 0) return { not: "locked options" };
-  const message = `the options ${dropped.join(", ")} of this mount came along from a more privileged mount namespace, and cannot be taken away (name them: 'remount,bind,${dropped.join(",")}')`;
+  const changed = [...dropped, ...changedAccessTimes(options, scene.flags)];
+  if (initial || changed.length === 0) return { not: "locked options" };
+  const which = changed.length === 1 ? `the option ${changed[0]}` : `one or more of the options ${changed.join(", ")}`;
+  const message = `${which} of this mount came along from a more privileged mount namespace, and cannot be changed (name them: 'remount,bind,${changed.join(",")}')`;
   return { reason: "locked-options", message };
+}
+
+/** How access times are kept now, where a remount would change that: without one of these flags it does not (mount(2)). */
+function changedAccessTimes(options: readonly string[], flags: number): string[] {
+  if ((flags & (MS.NOATIME | MS.NODIRATIME | MS.RELATIME | MS.STRICTATIME)) === 0) return [];
+  const [now = "strictatime"] = options.filter((option) => option === "noatime" || option === "relatime");
+  const then = flags & MS.STRICTATIME ? "strictatime" : flags & MS.NOATIME ? "noatime" : "relatime";
+  const directories = options.includes("nodiratime");
+  const changesDirectories = directories !== ((flags & MS.NODIRATIME) !== 0);
+  return [...(now === then ? [] : [now]), ...(changesDirectories ? [directories ? "nodiratime" : "diratime"] : [])];
 }
 
 function field(status: string | undefined, name: string): string | undefined {
@@ -897,11 +937,12 @@ function opened(place: Place, held: number[]): number | undefined {
 /**
  * To expire a mount that is in use never succeeds, but answers EINVAL if it is locked, and EBUSY if not. A descriptor is use enough.
  */
-function isLocked(place: Place): boolean | undefined {
+function isLocked(place: Place, mountId?: number): boolean | undefined {
   const held: number[] = [];
   const fd = opened(place, held);
   if (fd === undefined) return undefined;
   try {
+    if (mountId !== undefined && mountIdOf(fd) !== mountId) return undefined;
     // umount2(2) takes the topmost mount, which is not in use. A path that was just looked up leads there; "." and descriptors need not.
     const covered = (): boolean => {
       const id = mountIdOf(fd);

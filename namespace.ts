@@ -70,6 +70,8 @@ export interface EnterMountNamespaceOptions {
 interface State {
   entered: boolean;
   refusals: readonly Refusal[];
+  /** What was wrong in the second run. There is no third. */
+  failure: NamespaceError | undefined;
 }
 
 interface Request {
@@ -94,7 +96,7 @@ interface Request {
  *
  * @param options See {@link EnterMountNamespaceOptions}.
  * @throws {@link NamespaceError}, whose message says what to do: if the kernel refuses, or if the program cannot be executed once more: under `bun test`,
- *   read from standard input (`bun -`), with a relative `--cwd`, or after `process.chdir` if it was started by a relative path.
+ *   read from standard input (`bun -`), with a relative `--cwd`, or after `process.chdir`.
  *   `TypeError` with `ERR_INVALID_ARG_TYPE` or `ERR_INVALID_ARG_VALUE` for a wrong argument, with `ERR_WORKER_UNSUPPORTED_OPERATION` in a
  *   Worker. `Error` with `ERR_UNSUPPORTED_PLATFORM` where there is no Linux on x86-64 or arm64.
  * @see mount_namespaces(7), user_namespaces(7), docs/threads.md.
@@ -102,8 +104,10 @@ interface Request {
 export function enterMountNamespace(options: EnterMountNamespaceOptions = {}): void {
   const request = checkArguments(options);
   const state = knownState();
+  if (state.failure !== undefined) throw state.failure;
   const refusal = state.refusals.find((each) => each.request === request.text);
-  if (refusal !== undefined) throw refused(request, new SyscallError(refusal.syscall, refusal.errno), refusal.entered);
+  if (refusal !== undefined)
+    throw refused(request, new SyscallError(refusal.syscall, refusal.errno, refusal.path), refusal.entered);
   if (state.entered) return;
   requireProc();
   if (statx(AT.FDCWD, "/", 0, 0).mountRoot === false) {
@@ -147,15 +151,15 @@ function refused({ user }: Request, error: SyscallError, entered = false): Names
 
 // --- One thread
 
-function enterInPlace({ user, map, propagation, ...request }: Request): void {
-  let entered = false;
+function enterInPlace(request: Request): void {
+  const before = linkOf("/proc/self/ns/mnt");
   try {
-    if (user) enterUserNamespace(map === "root");
+    if (request.user) enterUserNamespace(request.map === "root");
     else unshare(CLONE.NEWNS);
-    entered = true;
-    mount(null, "/", null, propagation, null);
+    mount(null, "/", null, request.propagation, null);
   } catch (error) {
-    throw error instanceof SyscallError ? refused({ user, map, propagation, ...request }, error, entered) : error;
+    // What follows upon the unshare(2) can fail as well, and by then something has changed.
+    throw error instanceof SyscallError ? refused(request, error, linkOf("/proc/self/ns/mnt") !== before) : error;
   }
   rememberNamespace();
 }
@@ -250,10 +254,10 @@ function isState(value: unknown): value is State {
 function knownState(): State {
   const known: unknown = Reflect.get(globalThis, key);
   if (isState(known)) return known;
-  const state: State = { entered: false, refusals: [] };
+  const state: State = { entered: false, refusals: [], failure: undefined };
   const marker = takeMarker();
   if (marker !== undefined) {
-    arrive(marker);
+    state.failure = arrive(marker);
     state.entered = marker.namespace !== undefined;
     state.refusals = marker.refusals;
   }
@@ -262,13 +266,13 @@ function knownState(): State {
 }
 
 /** The second run: what has to be true is looked at, and what execve(2) changed is put right. */
-function arrive({ namespace, comm, ambient, faults }: Marker): void {
+function arrive({ namespace, comm, ambient, faults }: Marker): NamespaceError | undefined {
   setThreadName(comm);
-  if (namespace === undefined) return;
+  if (namespace === undefined) return undefined;
   for (const thread of numbersIn("/proc/self/task")) {
     const link = linkOf(`/proc/self/task/${thread}/ns/mnt`);
     if (link === undefined || link === namespace) continue;
-    throw new NamespaceError(
+    return new NamespaceError(
       "threads",
       `cannot enter a mount namespace: thread ${thread} is in ${link}, and not in ${namespace}, after this program was started once more; this process should exit`,
       { entered: true },
@@ -277,4 +281,5 @@ function arrive({ namespace, comm, ambient, faults }: Marker): void {
   if (ambient) dropInheritableCapabilities();
   // Children that were started in between, by the program before its call, live in the namespace.
   if (!hasChildren() && faultsOfChildren() === faults) rememberNamespace();
+  return undefined;
 }

@@ -25,6 +25,7 @@ export const reasons = [
   "mount-locked",
   "mount-max",
   "namespace-not-owned",
+  "net-namespace-not-owned",
   "new-root-on-root-mount",
   "new-root-not-mount-point",
   "no-cap-setfcap",

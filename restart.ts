@@ -47,7 +47,7 @@ export type NamespaceReason =
   | "program-from-stdin"
   /** ... it was started with a `--cwd` that is relative. */
   | "relative-cwd"
-  /** ... it was started by a relative path, and the working directory is another one now. */
+  /** ... its working directory is not the one that it was started in. */
   | "working-directory"
   /** What was written to `process.stdout` or `process.stderr` has not arrived. */
   | "output-pending"
@@ -95,6 +95,8 @@ export interface Marker {
 export interface Refusal {
   readonly syscall: string;
   readonly errno: number;
+  /** Of a file of /proc, without blanks. */
+  readonly path?: string;
   readonly entered: boolean;
   /** For which options. */
   readonly request: string;
@@ -163,6 +165,12 @@ function nameOf(entry: string): string {
 
 // --- Whether the program can be executed once more
 
+/**
+ * In another one Bun would obey what lies there, a compiled program's Bun as well: a bunfig.toml, which names code to run, may be somebody
+ * else's. Bun takes note of the directory when it is asked first, so that is here, before the program's own code.
+ */
+const firstDirectory = String(Reflect.get(Bun, "cwd") ?? ".");
+
 export function refuseWhatCannotRestart(argv: readonly Uint8Array[]): void {
   const restarted = "cannot enter a mount namespace, for which this program has to be started once more";
   const flags = process.execArgv;
@@ -170,6 +178,8 @@ export function refuseWhatCannotRestart(argv: readonly Uint8Array[]): void {
     const message = `${restarted}: it was read from standard input, which is empty now; put it in a file, or use bun -e`;
     throw new NamespaceError("program-from-stdin", message);
   }
+  const moved = `${restarted}: its working directory is not the one that it was started in; call enterMountNamespace() before process.chdir()`;
+  if (!isSameFile(firstDirectory, ".")) throw new NamespaceError("working-directory", moved);
   // A compiled program takes its arguments for its own.
   if (Bun.main.startsWith("/$bunfs/")) return;
   const own = argumentsOfBun(argv);
@@ -185,10 +195,7 @@ export function refuseWhatCannotRestart(argv: readonly Uint8Array[]): void {
     const message = `${restarted}: its option --cwd=${directory} is relative, and would be applied twice; make it an absolute path`;
     throw new NamespaceError("relative-cwd", message);
   }
-  if (!isInFirstDirectory(rest)) {
-    const message = `${restarted}: it was started by a relative path, and the working directory is another one now; call enterMountNamespace() before process.chdir(), or start it by an absolute path`;
-    throw new NamespaceError("working-directory", message);
-  }
+  if (!isInFirstDirectory(rest)) throw new NamespaceError("working-directory", moved);
 }
 
 /** The command line without the program's name, and without the arguments that are for the script. */
@@ -199,7 +206,7 @@ function argumentsOfBun(argv: readonly Uint8Array[]): string[] {
   return own;
 }
 
-/** Whether the script would be found again, as far as can be told: where it was started by an absolute path, the directory does not matter. */
+/** The same by the script's name, for a program that imports this after process.chdir(): whether it would be found again. */
 function isInFirstDirectory(rest: readonly string[]): boolean {
   if (Bun.main.endsWith("/[eval]")) return Bun.main === `${process.cwd().replace(/\/$/, "")}/[eval]`;
   const script = rest.findLast((argument) => !argument.startsWith("-") && argument !== "run");
@@ -378,7 +385,9 @@ export function textOf({ pid, comm, namespace, ambient, faults, refusals, replac
   let text = `pid=${pid}\0comm=${comm}\0faults=${faults}\0`;
   if (namespace !== undefined) text += `namespace=${namespace}\0`;
   if (ambient) text += "ambient=\0";
-  for (const { syscall, errno, entered, request } of refusals) text += `refusal=${syscall} ${errno} ${entered} ${request}\0`;
+  for (const { syscall, errno, entered, path = "", request } of refusals) {
+    text += `refusal=${syscall} ${errno} ${entered} ${path} ${request}\0`;
+  }
   for (const entry of replaced) text += `replaced=${entry}\0`;
   return text;
 }
@@ -420,8 +429,9 @@ function parseMarker(text: string): Marker {
 }
 
 function parseRefusal(text: string): Refusal {
-  const [syscall = "", errno, entered, ...request] = text.split(" ");
-  return { syscall, errno: Number(errno), entered: entered === "true", request: request.join(" ") };
+  const [syscall = "", errno, entered, path, ...request] = text.split(" ");
+  const refusal = { syscall, errno: Number(errno), entered: entered === "true", request: request.join(" ") };
+  return path ? { ...refusal, path } : refusal;
 }
 
 // --- What /proc says of this process

@@ -631,12 +631,13 @@ export function switchRootOn(kernel: Kernel, path: PathLike, options: SwitchRoot
   try {
     const situation = look(kernel, path, undefined, sharedNamespace, held);
     refuseStrayThread(situation, path);
-    const ours = [...held, livedIn?.fd ?? -1, descriptorOfOwn()];
-    const open = descriptors === "keep" ? [] : openDirectories(situation.proc, ours);
+    const open = descriptors === "keep" ? [] : openDirectories(situation.proc, [...held, descriptorOfOwn()]);
+    // The tree that the process lives in stays open only after a chroot, see settle().
+    const openAfter = (chosen: RootMethod) => open.filter(({ fd }) => chosen === "chroot" || fd !== livedIn?.fd);
     const { method, on, rejected } = useFirst(order, putOld, situation, path, (chosen) => {
-      if (descriptors === "refuse") refuseLeaks(open, chosen, situation, path);
+      if (descriptors === "refuse") refuseLeaks(openAfter(chosen), chosen, situation, path);
     });
-    const leaks = open.filter(({ fd }) => !isInside(kernel, fd, top(on), situation.oldRoot));
+    const leaks = openAfter(method).filter(({ fd }) => !isInside(kernel, fd, top(on), situation.oldRoot));
     settle(method, on);
     const result = { method, root: pathText(on.path), bound: on.bound, rejected };
     return descriptors === "report" ? { ...result, leaks } : result;
@@ -671,7 +672,9 @@ export function switchRootOfThread(root: ThreadRoot, methods: readonly RootMetho
 
 function refuseLeaks(open: readonly Leak[], method: RootMethod, situation: Situation, path: PathLike): void {
   const { kernel, root, oldRoot } = situation;
-  const entersCopy = method === "detached" || (method !== "chroot" && !isMountRoot(root));
+  // A locked mount is bound over itself, see probeLock.
+  const isBound = !isMountRoot(root) || kernel.tryExpire(situation.path) === EINVAL;
+  const entersCopy = method === "detached" || (method !== "chroot" && isBound);
   const leaks = open.filter(({ fd }) => entersCopy || !isInside(kernel, fd, root, oldRoot));
   if (leaks.length === 0) return;
   const list = leaks.map((leak) => `${leak.fd} ('${leak.path}')`).join(", ");

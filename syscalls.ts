@@ -965,26 +965,32 @@ export function programOfUserNamespace(fd: number, bytes: number): string {
       __errno_location: { args: [], returns: "ptr" },
     }).symbols;
     let entered = false;
+    let path = "";
     const call = (name, number, ...args) => {
       const result = syscall(number, ...args);
       if (result !== -1) return result;
       const errno = read.i32(__errno_location(), 0);
-      throw Object.assign(new Error(name + " failed with errno " + errno), { refusal: [name, errno, entered] });
+      throw Object.assign(new Error(name + " failed with errno " + errno), { refusal: [name, errno, entered, path] });
     };
 
     const plan = new Uint8Array(${Math.max(bytes, 1024)});
     call("pread", ${arm ? 67 : 17}, ${fd}, plan, ${bytes}, 0);
     const { cwd, keep, files, propagation, ambient, argv, environment, marker, request } = JSON.parse(Buffer.from(plan.subarray(0, ${bytes})).toString());
     let answer;
+    // Before: unshare(2) takes the working directory along into the new namespace, and leaves descriptors outside.
+    call("fchdir", ${arm ? 50 : 81}, cwd);
+    call("close", ${arm ? 57 : 3}, cwd);
     try {
       call("unshare", ${arm ? 97 : 272}, ${CLONE.NEWUSER | CLONE.NEWNS});
       entered = true;
-      for (const [path, text] of files) {
+      for (const [name, text] of files) {
+        path = name;
         const file = call("open", ${arm ? 56 : 257}, ${AT.FDCWD}, path, ${O.WRONLY | O.CLOEXEC}, 0);
         const bytes = Buffer.from(text);
         call("write", ${arm ? 64 : 1}, file, bytes, bytes.length);
         call("close", ${arm ? 57 : 3}, file);
       }
+      path = "";
       call("mount", ${arm ? 40 : 165}, null, "/", null, propagation, null);
       if (ambient) {
         const header = new Uint32Array([0x20080522, 0]);
@@ -1008,8 +1014,6 @@ export function programOfUserNamespace(fd: number, bytes: number): string {
     const text = Buffer.from(marker + answer + "\\0");
     call("ftruncate", ${arm ? 46 : 77}, ${fd}, 0);
     call("pwrite", ${arm ? 68 : 18}, ${fd}, text, text.length, 0);
-    call("fchdir", ${arm ? 50 : 81}, cwd);
-    call("close", ${arm ? 57 : 3}, cwd);
     for (const kept of [${fd}, ...keep]) call("fcntl", ${arm ? 25 : 72}, kept, ${F.SETFD}, 0);
     // What is pointed to must not move: it is one buffer each, and long.
     const vector = (strings) => {

@@ -8,7 +8,8 @@ import { CAP, CLONE, close, hasCapability, O, open, pathText, readFile, SyscallE
  * @param mapRoot Whether the caller is root in it; otherwise what it was. Either way this process has all capabilities over the
  *   namespaces, until an execve(2) in which it is not root.
  * @throws SyscallError as unshare(2): `EINVAL` if there is more than one thread, `EPERM` if this process was chrooted or user namespaces
- *   are not for its user; `EPERM` also for user 0 without CAP_SETFCAP; `ENOSPC` if there are as many of them as there may be. Then nothing has changed.
+ *   are not for its user; `EPERM` also for user 0 without CAP_SETFCAP; `ENOSPC` if there are as many of them as there may be.
+ *   Then nothing has changed. If a map cannot be written, as open(2) or write(2): then this process is in both namespaces, as nobody.
  * @see user_namespaces(7).
  */
 export function enterUserNamespace(mapRoot: boolean): void {

@@ -1,6 +1,6 @@
 /** `mounttree run` for who has no privileges: a user namespace. */
 import { afterAll, describe, expect, test } from "bun:test";
-import { chmodSync, chownSync, cpSync, mkdtempSync, rmSync, statSync } from "node:fs";
+import { chmodSync, chownSync, cpSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { bothWays, type Finished, makeRoot, run, scratchDirectory, watchMountTable } from "./compiled.ts";
 
@@ -103,5 +103,14 @@ for (const { name, program } of programs) {
   test(`root can ask for a user namespace, too, ${name}`, async () => {
     const finished = await run([...program, "run", "--user", ...mounts, root, "grep", "-c", "^ *0 *0 *1$", "/proc/self/uid_map"]);
     expect(finished).toMatchObject({ status: 0, stdout: "1\n", stderr: "" });
+  });
+
+  test(`root is root in it by default as well, and root outside to files, ${name}`, async () => {
+    const file = join(home, "of-root");
+    writeFileSync(file, "before", { mode: 0o600 });
+    const script = "grep CapEff /proc/self/status; echo after >/tmp/of-root";
+    const finished = await run([...program, "run", "--user", ...mounts, "--bind", home, "/tmp", root, "sh", "-c", script]);
+    expect(finished).toMatchObject({ status: 0, stdout: expect.stringMatching(/^CapEff:\t[0-9a-f]*[1-9a-f]+$/m), stderr: "" });
+    expect(readFileSync(file, "utf8")).toBe("after\n");
   });
 }

@@ -3,7 +3,7 @@ import { describe, expect, test } from "bun:test";
 import * as fs from "node:fs";
 import { SwitchRootError, switchRoot } from "../switchroot.ts";
 import * as syscalls from "../syscalls.ts";
-import { child, onTmpfs } from "./child.ts";
+import { child, onTmpfs, own } from "./child.ts";
 import { type DescribedError, describeError } from "./observe.ts";
 
 const base = "/tmp/descriptors";
@@ -119,4 +119,59 @@ test("without open directories that lead out, refuse lets the switch pass, and r
   };
   expect(await child(nothingOpen, { base, descriptors: "report" })).toEqual({ method: "pivot", leaks: [] });
   expect(await child(nothingOpen, { base: `${base}/root`, descriptors: "refuse" })).toMatchObject({ method: "pivot" });
+});
+
+describe("descriptors of another kind", () => {
+  const withDeadProcess = async ({ root: path, descriptors }: { root: string; descriptors: "report" | "refuse" }) => {
+    fs.mkdirSync(path, { recursive: true });
+    const process = Bun.spawn(["sleep", "60"]);
+    const fd = syscalls.open(`/proc/${process.pid}`, syscalls.O.RDONLY | syscalls.O.DIRECTORY);
+    process.kill();
+    await process.exited;
+    try {
+      return switchRoot(path, { descriptors }).leaks?.map((leak) => leak.fd === fd);
+    } catch (error) {
+      return describeError(error);
+    }
+  };
+  test("the directory of a process that has ended, which cannot be asked where it is, leads out", async () => {
+    expect(await child(withDeadProcess, { root, descriptors: "report" })).toEqual([true]);
+    const refused = { name: "SwitchRootError", phase: "descriptors", switched: false };
+    expect(await child(withDeadProcess, { root, descriptors: "refuse" })).toMatchObject(refused);
+  });
+
+  const below = ({ root: path, descriptors }: { root: string; descriptors: "report" | "refuse" }) => {
+    fs.mkdirSync(`${path}/sub`, { recursive: true });
+    const fd = syscalls.open(`${path}/sub`, syscalls.O.RDONLY | syscalls.O.DIRECTORY);
+    try {
+      const { bound, leaks } = switchRoot(path, { methods: ["pivot"], descriptors });
+      return { bound, leaks: leaks?.map((leak) => leak.fd === fd) };
+    } catch (error) {
+      return describeError(error);
+    }
+  };
+  test("a directory below a locked mount point leads out, since a copy of that is entered", async () => {
+    const inside = ["unshare", "--user", "--map-root-user", "--mount"];
+    const prefix = [...own, "sh", "-ec", `mkdir -p ${root}; mount -t tmpfs t ${root}; exec "$@"`, "sh", ...inside];
+    expect(await child(below, { root, descriptors: "report" }, { prefix })).toEqual({ bound: true, leaks: [true] });
+    const refused = { name: "SwitchRootError", phase: "descriptors", switched: false };
+    expect(await child(below, { root, descriptors: "refuse" }, { prefix })).toMatchObject(refused);
+  });
+
+  const twice = ({ root: path, descriptors }: { root: string; descriptors: "report" | "refuse" }) => {
+    fs.mkdirSync(`${path}/sub`, { recursive: true });
+    fs.writeFileSync(`${path}/above`, "");
+    switchRoot(path, { methods: ["detached"] });
+    try {
+      const { leaks = [] } = switchRoot("/sub", { methods: ["chroot"], descriptors });
+      return leaks.map(({ fd }) => syscalls.openat(fd, "above", syscalls.O.RDONLY) > 0);
+    } catch (error) {
+      return describeError(error);
+    }
+  };
+  test("the tree that was entered before leads out of a chroot in it", async () => {
+    expect(await child(twice, { root, descriptors: "report" })).toEqual([true]);
+    const refused = { name: "SwitchRootError", phase: "descriptors", switched: false };
+    expect(await child(twice, { root, descriptors: "refuse" })).toMatchObject(refused);
+  });
 });

@@ -11,12 +11,18 @@ import { child, own } from "./child.ts";
 
 const base = "/tmp/diagnose";
 const root = `${base}/root`;
+/** Where a mount lies on that of "/", and another one can be put over it. */
+const hidden = "/mnt/hidden";
 
 beforeAll(() => {
   fs.mkdirSync(root, { recursive: true });
   fs.mkdirSync(`${base}/jail`);
+  fs.mkdirSync(hidden);
 });
-afterAll(() => fs.rmSync(base, { recursive: true }));
+afterAll(() => {
+  fs.rmSync(base, { recursive: true });
+  fs.rmdirSync(hidden);
+});
 
 /** Starts the program after a script, in what the script has made. */
 function after(script: string, ...then: string[]): string[] {
@@ -68,6 +74,23 @@ const cases: Record<string, Case> = {
   "a directory, in a namespace of one's own": { prefix: [...own], not: {} },
   "a mount point": { prefix: [...own, ...after(`mount -t tmpfs t ${root}`)], not: {} },
   "in a namespace that others live in": { prefix: [], not: strong("namespace-shared") },
+  "a mount that another one hides, where there is a directory now": {
+    prefix: [...own, ...after(`mount -t tmpfs t ${hidden}; mount -t tmpfs t /mnt; mkdir ${hidden}`)],
+    not: {},
+  },
+  "a directory that may not be entered": {
+    prefix: [...own, ...after(`mount -t tmpfs -o mode=700,uid=1 t ${root}`), ...drop("-dac_override,-dac_read_search")],
+    not: { ...allOf("refused"), chroot: "refused" },
+  },
+  "a directory of another mount namespace": {
+    prefix: [
+      ...own,
+      ...after(`${own.join(" ")} sleep 10 & until [ "$(readlink /proc/$!/ns/mnt)" != "$(readlink /proc/self/ns/mnt)" ]; do :; done
+        ln -sfn /proc/$!/root/usr ${base}/theirs`),
+    ],
+    path: `${base}/theirs`,
+    not: allOf("source-unreachable"),
+  },
   'a shared mount at "/"': { prefix: [...own, ...after("mount --make-shared /")], not: strong("shared-mount") },
   "a path on a shared mount": {
     prefix: [...own, ...after(`mount -t tmpfs t ${root}; mount --make-shared ${root}; mkdir ${root}/sub`)],
@@ -293,6 +316,12 @@ const mount = (source: string | null, target: string, fsType: string | null, opt
   name: "mount",
   args: [source, target, fsType, options],
 });
+const remount = (flags: number): Attempt => ({
+  from: "syscalls",
+  name: "mount",
+  args: [null, root, null, syscalls.MS.REMOUNT | flags, null],
+  call: { flags: syscalls.MS.REMOUNT | flags, source: null },
+});
 const move = (source: string, target: string): Attempt => {
   const flags = syscalls.MS.MOVE;
   return { from: "syscalls", name: "mount", args: [source, target, null, flags, null], call: { flags } };
@@ -425,6 +454,12 @@ const calls: Record<string, [code: string, reason: Reason, prefix: string[], att
     [...own, ...after("mount -t tmpfs t /proc/sys", ...newUserNamespace), "--pid", "--fork"],
     mount("proc", root, "proc", ""),
   ],
+  "a sysfs of a network namespace that is another user namespace's": [
+    "EPERM",
+    "net-namespace-not-owned",
+    newUserNamespace,
+    mount("sysfs", root, "sysfs", ""),
+  ],
   "a file system on a disk, in a user namespace": [
     "EPERM",
     "fs-not-in-userns",
@@ -435,12 +470,19 @@ const calls: Record<string, [code: string, reason: Reason, prefix: string[], att
     "EPERM",
     "locked-options",
     [...own, ...after(`${tmpfs}; mount -o remount,ro,nodev ${root}`, ...newUserNamespace)],
-    {
-      from: "syscalls",
-      name: "mount",
-      args: [null, root, null, syscalls.MS.REMOUNT | syscalls.MS.BIND, null],
-      call: { flags: syscalls.MS.REMOUNT | syscalls.MS.BIND, source: null },
-    },
+    remount(syscalls.MS.BIND),
+  ],
+  "changing how access times are kept that came from outside, in a user namespace": [
+    "EPERM",
+    "locked-options",
+    [...own, ...after(tmpfs, ...newUserNamespace)],
+    remount(syscalls.MS.BIND | syscalls.MS.STRICTATIME),
+  ],
+  "a remount of the file system itself, with an option missing that did not come from outside": [
+    "EPERM",
+    "unknown",
+    [...own, ...after(tmpfs, ...newUserNamespace), ...after(`mount --bind ${root} ${root}; mount -o remount,bind,nodev ${root}`)],
+    remount(syscalls.MS.RDONLY),
   ],
   "a mount without CAP_SYS_ADMIN": ["EPERM", "no-cap-sys-admin", [...own, ...drop("-all")], mount("t", root, "tmpfs", "")],
   "makeMountPoint without CAP_SYS_ADMIN": [
@@ -657,6 +699,31 @@ describe("recorded files: ", () => {
       newUser,
       noCapabilities,
       "unprivileged_userns_clone is 0",
+    ],
+    [
+      "unprivileged_userns_clone, for who is root in a user namespace only",
+      "userns-clone-disabled",
+      refusals.unshareEperm,
+      {
+        "/proc/sys/kernel/unprivileged_userns_clone": "0\n",
+        "/proc/self/uid_map": "0 1000 1\n",
+        "/proc/self/gid_map": "0 1000 1\n",
+      },
+      newUser,
+      {},
+      "unprivileged_userns_clone is 0",
+    ],
+    [
+      "apparmor_restrict_unprivileged_userns, when the maps are written",
+      "apparmor-restrict-userns",
+      new syscalls.SyscallError("open", 13, "/proc/self/setgroups"),
+      {
+        "/proc/sys/kernel/apparmor_restrict_unprivileged_userns": "1\n",
+        "/proc/self/attr/current": "unprivileged_userns (enforce)\n",
+      },
+      newUser,
+      noCapabilities,
+      "restrict_unprivileged_userns is 1",
     ],
     [
       "apparmor_restrict_unprivileged_userns, at unshare(2)",

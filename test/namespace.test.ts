@@ -3,7 +3,7 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import * as fs from "node:fs";
 import { join } from "node:path";
 import { enterMountNamespace } from "../namespace.ts";
-import { NamespaceError } from "../restart.ts";
+import { NamespaceError, oneThread } from "../restart.ts";
 import { checkout, run, scratchDirectory, shell, watchMountTable } from "./compiled.ts";
 
 const directory = scratchDirectory();
@@ -12,7 +12,7 @@ watchMountTable();
 
 const imports = `
   import * as fs from "node:fs";
-  import { enterMountNamespace, getMounts, NamespaceError, switchRoot } from "${checkout}/index.ts";
+  import { enterMountNamespace, getMounts, mountOf, NamespaceError, switchRoot } from "${checkout}/index.ts";
   import { placeMarker, restartAlone, textOf } from "${checkout}/restart.ts";
   import * as syscalls from "${checkout}/syscalls.ts";
   const threads = () => fs.readdirSync("/proc/self/task");
@@ -215,6 +215,16 @@ describe("the program that goes on", () => {
       expect(found).toMatchObject({ ...expected, uid: 65534, gid: 65534, setgroups: "deny", child: [none, none, none] });
     }
   });
+  test("has its working directory on a mount of its own namespace", async () => {
+    const path = program(`
+      enterMountNamespace(JSON.parse(process.env.OPTIONS));
+      tell(mountOf(".").id === mountOf(process.cwd()).id);
+      process.exit(0);
+    `);
+    for (const OPTIONS of ["{}", '{"user":true}', '{"user":true,"map":"same"}']) {
+      expect(await tell([bun, path], { cwd: "/usr/bin", env: { ...process.env, OPTIONS } })).toBe(true);
+    }
+  });
   test("keeps environment variables of its own that mean something to Bun, and bytes that are not UTF-8", async () => {
     const path = program(`
       enterMountNamespace({ user: true });
@@ -331,11 +341,24 @@ describe("a program that cannot be started once more is told what to do instead"
     }
     expect(await tell([bun, "--cwd=/tmp", path], { cwd: "/" })).toBe("entered");
   });
-  test("started by a relative path, and in another directory since", async () => {
-    const path = program(`process.chdir("/"); ${refuses}`);
-    const found = await tell([bun, path.slice(directory.length + 1)], { cwd: directory });
-    expect(found).toMatchObject(refusal("working-directory", "before process.chdir()"));
-    expect(await tell([bun, path], { cwd: directory })).toBe("entered");
+  test("in another directory by now, whose configuration Bun would obey", async () => {
+    const theirs = fs.mkdtempSync(join(directory, "theirs-"));
+    fs.writeFileSync(join(theirs, "bunfig.toml"), 'preload = ["./theirs.ts"]');
+    fs.writeFileSync(join(theirs, "theirs.ts"), 'require("node:fs").writeFileSync("ran", "")');
+    const path = program(`await Bun.file("/proc/self/comm").text(); process.chdir("${theirs}"); ${refuses}`);
+    const text = fs.readFileSync(path, "utf8");
+    for (const command of [
+      [bun, path],
+      [bun, path.slice(directory.length + 1)],
+      [bun, "-e", text],
+      [await compileProgram(path)],
+    ]) {
+      expect(await tell(command, { cwd: directory })).toMatchObject(refusal("working-directory", "before process.chdir()"));
+    }
+    expect(fs.readdirSync(theirs).sort()).toEqual(["bunfig.toml", "theirs.ts"]);
+    // By another name it is still the same.
+    const same = program(`await Bun.file("/proc/self/comm").text(); process.chdir("/proc/self/cwd"); ${refuses}`);
+    expect(await tell([bun, same], { cwd: directory })).toBe("entered");
   });
   test("under bun test", () => {
     expect(() => enterMountNamespace()).toThrow(NamespaceError);
@@ -379,6 +402,20 @@ describe("what the kernel refuses is an error that can be caught, and says what 
       runs: 5,
       inside: true,
     });
+  });
+  test("after the user namespace was taken: that it was, and which file could not be written", async () => {
+    const path = program(`
+      const found = [];
+      try { enterMountNamespace({ user: true }); } catch (error) { found.push(error.reason, error.entered, error.cause.path, error.message); }
+      tell([...found, fs.readlinkSync("/proc/self/ns/user") === process.argv[2]]);
+      process.exit(0);
+    `);
+    const start = ["unshare", "--mount", "sh", "-euc", 'mount -o remount,bind,ro /proc; exec "$@"', "sh"];
+    const command = [bun, path, fs.readlinkSync("/proc/self/ns/user")];
+    for (const threads of [[], ["env", ...oneThread]]) {
+      const message = expect.stringMatching(/EROFS: .*, open '\/proc\/self\/setgroups'.*should exit$/);
+      expect(await tell([...start, ...threads, ...command])).toEqual(["refused", true, "/proc/self/setgroups", message, false]);
+    }
   });
   test("wrong options", () => {
     // biome-ignore lint/suspicious/noExplicitAny: what TypeScript would not let through.
@@ -455,6 +492,23 @@ describe("the marker's descriptor", () => {
       [201, comm, 1],
     ]);
   });
+});
+
+test("a thread that is outside after the second start is an error, each time that it is tried: there is no third start", async () => {
+  const path = program(`
+    fs.appendFileSync("${directory}/starts", "x");
+    const starts = fs.readFileSync("${directory}/starts").length;
+    if (starts > 2) { tell({ starts }); process.exit(0); }
+    const source = 'import { unshare } from "${checkout}/syscalls.ts"; unshare(0x20000); self.postMessage(1); setInterval(() => {}, 1000);';
+    const worker = new Worker(URL.createObjectURL(new Blob([source], { type: "application/javascript" })));
+    await new Promise((resolve) => worker.addEventListener("message", resolve, { once: true }));
+    const found = [];
+    for (let i = 0; i < 3; i++) try { enterMountNamespace(); } catch (error) { found.push([error.reason, error.entered]); }
+    tell({ starts, found });
+    process.exit(0);
+  `);
+  const failed = ["threads", true];
+  expect(await tell([bun, path])).toEqual({ starts: 2, found: [failed, failed, failed] });
 });
 
 describe("restartAlone", () => {
