@@ -3,7 +3,7 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import * as fs from "node:fs";
 import { join } from "node:path";
 import { enterMountNamespace } from "../namespace.ts";
-import { NamespaceError, oneThread } from "../restart.ts";
+import { NamespaceError, type NamespaceReason, oneThread } from "../restart.ts";
 import { checkout, run, scratchDirectory, shell, watchMountTable } from "./compiled.ts";
 
 const directory = scratchDirectory();
@@ -527,6 +527,23 @@ describe("restartAlone", () => {
       expect({ stdout, stderr }).toEqual({ stdout: "MIMALLOC_SCAVENGER=7 \n[1,3]\n", stderr: "" });
     }
   });
+});
+
+test("docs/threads.md has every reason, once, and no other", () => {
+  // The type sees to it that none is missing here.
+  const reasons: Record<NamespaceReason, true> = {
+    refused: true,
+    "no-proc": true,
+    chrooted: true,
+    "program-from-stdin": true,
+    "relative-cwd": true,
+    "working-directory": true,
+    "bun-test": true,
+    "output-pending": true,
+    threads: true,
+  };
+  const text = fs.readFileSync(`${checkout}/docs/threads.md`, "utf8");
+  expect([...text.matchAll(/^\| `([a-z-]+)` \|/gm)].map(([, reason]) => reason)).toEqual(Object.keys(reasons));
 });
 
 afterAll(() => expect(fs.readlinkSync("/proc/self/ns/mnt")).toBe(outside));
