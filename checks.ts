@@ -40,6 +40,7 @@ import {
   statmount,
   statNamespaceRoot,
   statx,
+  unshare,
 } from "./syscalls.ts";
 
 /** A directory's descriptor, and what statx(2) says of it. */
@@ -481,12 +482,13 @@ export const namespaceRoot: Check = {
 };
 
 /**
- * statx(2) of the root of the mount namespace that this thread has just taken: unshare(2) has given it a root of its own, as
- * setns(2) wants it. That goes to the namespace's root, also to the namespace that the thread is in; then it goes back.
+ * statx(2) of the root of the mount namespace that this thread has just taken: setns(2) goes there, also if it is the namespace
+ * that the thread is in; then it goes back. The thread must not share its root, which those that it started since then do.
  */
 function namespaceRootOf({ kernel, proc, oldRoot, cwd }: Situation): Statx {
   const namespace = openat(proc, "thread-self/ns/mnt", O.RDONLY | O.CLOEXEC);
   try {
+    unshare(CLONE.FS);
     setns(namespace, CLONE.NEWNS);
   } finally {
     close(namespace);
