@@ -1,7 +1,7 @@
 /** The command in both ways in which it is used, from its source and compiled, and what its tests need around it. */
 
 import { afterAll, afterEach, beforeEach, expect } from "bun:test";
-import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync } from "node:fs";
+import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { scripts } from "../package.json" with { type: "json" };
 
@@ -63,11 +63,13 @@ export function shellApart(script: string, parameters: string[] = [], propagatio
  * Compiles the command as `bun run build` does, in a copy of the checkout, which may be read-only.
  *
  * @param leftOut Arguments of the build script to leave out.
+ * @param program The text of a program that is compiled in place of the command.
  */
-export async function compile(directory: string, leftOut: readonly string[] = []): Promise<string> {
+export async function compile(directory: string, leftOut: readonly string[] = [], program?: string): Promise<string> {
   const copy = mkdtempSync(join(directory, "checkout-"));
   const files = readdirSync(checkout).filter((name) => /\.(ts|json)$/.test(name));
   for (const name of files) cpSync(join(checkout, name), join(copy, name));
+  if (program !== undefined) writeFileSync(join(copy, "cli.ts"), program);
   const [bun, ...flags] = scripts.build.split(" ").filter((argument) => !leftOut.includes(argument));
   if (bun !== "bun") throw new Error(`the build script does not begin with bun: ${scripts.build}`);
   const built = await run([process.execPath, ...flags], { cwd: copy });
