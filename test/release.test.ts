@@ -160,7 +160,7 @@ describe("the package", () => {
     for (const name of reached) {
       const text = fs.readFileSync(join(packed, name), "utf8");
       if (/\.md$/.test(name))
-        for (const [, to = ""] of text.matchAll(/\]\((?!https:)(.+?)\)/g)) reached.add(join(dirname(name), to));
+        for (const [, to = ""] of text.matchAll(/\]\((?!https:)(.+?)(?:#.*?)?\)/g)) reached.add(join(dirname(name), to));
       for (const [, to = ""] of text.matchAll(link)) {
         reached.add(join(dirname(name), name.endsWith(".d.ts") ? to.replace(/\.ts$/, ".d.ts") : to));
       }
