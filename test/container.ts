@@ -85,15 +85,15 @@ const welcome = ["ps", "kill", "find", "cmp", "tty", "script", "losetup", "mkfs.
 
 const installedBy: Record<string, string> = { strace: "strace", mount: "mount", umount: "mount" };
 
-function which(program: string): string | undefined {
+export function which(program: string): string | undefined {
   return Bun.which(program, { PATH: programs }) ?? undefined;
 }
 
-function canInstall(): boolean {
+export function canInstall(): boolean {
   return process.geteuid?.() === 0 && existsSync("/etc/debian_version") && which("apt-get") !== undefined;
 }
 
-async function install(packages: string[], signal: AbortSignal): Promise<void> {
+export async function install(packages: string[], signal: AbortSignal): Promise<void> {
   console.log(`installing ${packages.join(", ")} with apt-get`);
   // apt-get verifies as a user of its own and needs a directory for temporary files which that user can write to.
   const env = { ...process.env, DEBIAN_FRONTEND: "noninteractive", TMPDIR: "/tmp", PATH: programs };
