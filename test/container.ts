@@ -91,15 +91,15 @@ const installedBy: Record<string, string> = {
   "mkfs.ext4": "e2fsprogs",
 };
 
-function which(program: string): string | undefined {
+export function which(program: string): string | undefined {
   return Bun.which(program, { PATH: programs }) ?? undefined;
 }
 
-function canInstall(): boolean {
+export function canInstall(): boolean {
   return process.geteuid?.() === 0 && existsSync("/etc/debian_version") && which("apt-get") !== undefined;
 }
 
-async function install(packages: string[], signal: AbortSignal): Promise<void> {
+export async function install(packages: string[], signal: AbortSignal): Promise<void> {
   console.log(`installing ${packages.join(", ")} with apt-get`);
   // apt-get verifies as a user of its own and needs a directory for temporary files which that user can write to.
   const env = { ...process.env, DEBIAN_FRONTEND: "noninteractive", TMPDIR: "/tmp", PATH: programs };

@@ -11,6 +11,7 @@ import { mkdtempSync, readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { type Containers, type Finished, mustRun, openContainers, seconds } from "./container.ts";
+import { type Counts, judge } from "./judge.ts";
 
 /** Exported as an array named `runs` by test files named `*.outside.ts`: a container that is not privileged. */
 export interface OutsideRun {
@@ -20,11 +21,6 @@ export interface OutsideRun {
   command: string[];
   /** Returns what is wrong, or nothing. */
   expect(result: Finished): string | undefined;
-}
-
-interface Counts {
-  passed: number;
-  failed: number;
 }
 
 const checkout = resolve(import.meta.dir, "..");
@@ -38,28 +34,6 @@ function filesOf(glob: Bun.Glob, filters: string[]): string[] {
     .filter((file) => !file.startsWith("node_modules/") && !file.startsWith("dist/"))
     .filter((file) => filters.length === 0 || filters.some((filter) => file.includes(filter.replace(/^\.\//, ""))))
     .sort();
-}
-
-/** Compares what `bun test` printed and reported with the files it was given: the counts, and every sentence of doubt. */
-function judge(files: string[], { exitCode, stderr }: Finished, junit: string | undefined): Counts & { doubts: string[] } {
-  const summary = stderr.match(/((?:^ \d+ .*\n)+)Ran (\d+) tests? across (\d+) files?\.[^\n]*\n*$/m);
-  const count = (word: string): number => Number(summary?.[1]?.match(new RegExp(`^ (\\d+) ${word}$`, "m"))?.[1] ?? 0);
-  const [passed, failed, skipped] = [count("pass"), count("fail"), count("skip") + count("todo")];
-  const doubts: string[] = [];
-  if (!summary) doubts.push(`bun test ended with ${exitCode} and printed no summary: a test ended the process`);
-  if (summary && Number(summary[2]) !== passed + failed + skipped) {
-    doubts.push(`bun test says it ran ${summary[2]} tests, and counts ${passed} passed, ${failed} failed, ${skipped} skipped`);
-  }
-  if (summary && Number(summary[3]) !== files.length) {
-    doubts.push(`bun test ran ${summary[3]} files, and there are ${files.length}`);
-  }
-  if (summary && exitCode !== 0 && failed === 0) doubts.push(`bun test ended with ${exitCode}, and no test failed`);
-  if (skipped > 0) doubts.push(`tests that were skipped or are still to be written: ${skipped}`);
-  if (junit === undefined) doubts.push("bun test wrote no JUnit file");
-  else {
-    for (const file of files) if (!junit.includes(` file="${file}"`)) doubts.push(`${file} ran no test`);
-  }
-  return { passed, failed, doubts };
 }
 
 async function runInside(containers: Containers, files: string[], options: string[], results: string): Promise<Counts> {
