@@ -857,7 +857,8 @@ export function look(
 function cannotLook(path: PathLike, phase: string, cause: unknown): unknown {
   if (!(cause instanceof SyscallError)) return cause;
   const why = phase === "threads" ? "the threads of this process cannot be looked at, since /proc is not mounted: " : "";
-  const what = cause.errno === -EBUSY ? "it is the root already" : cause.message;
+  // It is not the kernel that says so, see look().
+  const what = cause.syscall === "switchRoot" ? "it is the root already" : cause.message;
   return new SwitchRootError(`cannot switch the root to '${pathText(path)}': ${why}${what}`, { phase, cause });
 }
 

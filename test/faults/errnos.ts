@@ -49,7 +49,6 @@ const errnos: Readonly<Record<string, readonly string[]>> = {
   getppid: [],
   getcwd: [...lookUp, ...kernelMemory, "ERANGE"],
   getdents64: ["EBADF", "EFAULT", "EINVAL", "ENOENT", "ENOTDIR"],
-  getrandom: ["EAGAIN", "EFAULT", "EINTR", "EINVAL", "ENOSYS"],
   getrusage: ["EFAULT", "EINVAL"],
   kcmp: ["EBADF", "EFAULT", "EINVAL", "ENOENT", "ESRCH", ...missing],
   listmount: ["E2BIG", "EFAULT", "EINVAL", "ENOENT", ...missing],

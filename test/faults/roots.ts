@@ -67,6 +67,17 @@ export function rootOf({ path }: Place, kind: Kind): string {
   return `${path}/${kind === "directory" ? "directory" : "mount"}`;
 }
 
+/** The directories that a switch with putOld "directory" has left in a root. */
+export function leftBehind(root: string): string[] {
+  return fs.readdirSync(root).filter((name) => name.startsWith(".pivot_root"));
+}
+
+/** Takes away what may stay in a root. */
+export function tidy(root: string): void {
+  for (const name of leftBehind(root)) fs.rmdirSync(`${root}/${name}`);
+  fs.rmSync(`${root}/new`, { recursive: true, force: true });
+}
+
 /** Does something with each, in some places at a time. */
 export async function inPlaces<T>(all: readonly T[], action: (each: T, place: Place) => Promise<void>): Promise<void> {
   const rest = [...all];

@@ -14,8 +14,9 @@ export interface Call {
   injected: boolean;
 }
 
-/** What the thread does not do for the switch: memory, locks, events, the marks. */
-const notOurs = /^(futex|madvise|mmap|munmap|mprotect|brk|sched_yield|epoll_pwait2|rt_sigprocmask|getpid|gettid|access)$/;
+/** What the thread does not do for the switch: memory, locks, events, the marks; and random numbers, without which Bun ends. */
+const notOurs =
+  /^(futex|madvise|mmap|munmap|mprotect|brk|sched_yield|epoll_pwait2|rt_sigprocmask|getrandom|getpid|gettid|access)$/;
 
 /** Newer than strace may be. */
 const numbers: Readonly<Record<string, string>> = { syscall_0x1c9: "statmount", syscall_0x1ca: "listmount" };

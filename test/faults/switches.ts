@@ -3,7 +3,7 @@ import { mkdtempSync } from "node:fs";
 import { join } from "node:path";
 import { run } from "../compiled.ts";
 import type { Report, Request } from "./program.ts";
-import { contentsOf, isAt, type Kind, mountTable, type Place, rootOf, type State, stateOf } from "./roots.ts";
+import { contentsOf, isAt, type Kind, mountTable, type Place, rootOf, type State, stateOf, tidy } from "./roots.ts";
 import { type Call, type Fault, ownCalls, parseTrace, Traced } from "./strace.ts";
 
 /** Compiles `program.ts`: from its source, Bun would have threads of its own. */
@@ -72,6 +72,7 @@ export interface Switched {
 }
 
 export async function switchIn(place: Place, given: ProgramCase, fault?: Fault): Promise<Switched> {
+  tidy(rootOf(place, given.kind));
   const traced = startProgram(place, given, fault);
   const start = await reportOf(traced);
   const pid = mainThread(traced.log());
@@ -132,6 +133,7 @@ export interface Ran {
 export async function runIn(place: Place, given: CommandCase, fault?: Fault): Promise<Ran> {
   const { mounttree, program, kind } = given;
   const root = rootOf(place, kind);
+  tidy(root);
   const options = given.options.map((option) => option.replace("PLACE", place.path));
   const command: [string, ...string[]] = [mounttree, "run", ...options, root, "/hello", "to", "you"];
   const at = { log: place.log, cwd: `${place.path}/away` };
