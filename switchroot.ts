@@ -557,10 +557,14 @@ function openOnOldRoot({ kernel, oldRoot, proc }: Switch, mountPoint: string | U
     fd = kernel.open(relative, flags);
     kernel.fchdir(proc);
   }
-  const found = describe(kernel, fd);
-  if (found.stat.mountId !== oldRoot.stat.mountId && found.stat.mountRoot !== false) return found;
-  kernel.close(fd);
-  return undefined;
+  let isMounted = false;
+  try {
+    const found = describe(kernel, fd);
+    isMounted = found.stat.mountId !== oldRoot.stat.mountId && found.stat.mountRoot !== false;
+    return isMounted ? found : undefined;
+  } finally {
+    if (!isMounted) kernel.close(fd);
+  }
 }
 
 // --- The methods
