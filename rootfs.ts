@@ -272,8 +272,7 @@ function makeInside(root: number, path: PathLike, asDirectory: boolean): number 
       } catch (error) {
         if (!isRefusal(error, "ENOENT")) throw error;
         if (isLink(parent, name)) throw new Error(`'${pathText(resolved)}' is a symlink that leads nowhere`);
-        if (found !== names.at(-1) || asDirectory) mkdirat(parent, name, 0o755);
-        else close(openat(parent, name, O.WRONLY | O.CREAT | O.EXCL | O.NOFOLLOW | O.CLOEXEC, 0o644));
+        make(parent, name, found !== names.at(-1) || asDirectory);
         above = lookInside(root, resolved);
       }
     } finally {
@@ -281,6 +280,16 @@ function makeInside(root: number, path: PathLike, asDirectory: boolean): number 
     }
   }
   return above;
+}
+
+/** Makes a directory or an empty file. Somebody else, such as another command with this root, may have been quicker. */
+function make(parent: number, name: PathLike, asDirectory: boolean): void {
+  try {
+    if (asDirectory) mkdirat(parent, name, 0o755);
+    else close(openat(parent, name, O.WRONLY | O.CREAT | O.EXCL | O.NOFOLLOW | O.CLOEXEC, 0o644));
+  } catch (error) {
+    if (!isRefusal(error, "EEXIST")) throw error;
+  }
 }
 
 function isLink(directory: number, name: PathLike): boolean {

@@ -557,10 +557,14 @@ function openOnOldRoot({ kernel, oldRoot, proc }: Switch, mountPoint: string | U
     fd = kernel.open(relative, flags);
     kernel.fchdir(proc);
   }
-  const found = describe(kernel, fd);
-  if (found.stat.mountId !== oldRoot.stat.mountId && found.stat.mountRoot !== false) return found;
-  kernel.close(fd);
-  return undefined;
+  let isMounted = false;
+  try {
+    const found = describe(kernel, fd);
+    isMounted = found.stat.mountId !== oldRoot.stat.mountId && found.stat.mountRoot !== false;
+    return isMounted ? found : undefined;
+  } finally {
+    if (!isMounted) kernel.close(fd);
+  }
 }
 
 // --- The methods
@@ -857,7 +861,8 @@ export function look(
 function cannotLook(path: PathLike, phase: string, cause: unknown): unknown {
   if (!(cause instanceof SyscallError)) return cause;
   const why = phase === "threads" ? "the threads of this process cannot be looked at, since /proc is not mounted: " : "";
-  const what = cause.errno === -EBUSY ? "it is the root already" : cause.message;
+  // It is not the kernel that says so, see look().
+  const what = cause.syscall === "switchRoot" ? "it is the root already" : cause.message;
   return new SwitchRootError(`cannot switch the root to '${pathText(path)}': ${why}${what}`, { phase, cause });
 }
 

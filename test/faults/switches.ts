@@ -1,0 +1,158 @@
+/** One switch under strace: by `program.ts`, or by the command. */
+import { mkdtempSync } from "node:fs";
+import { join } from "node:path";
+import { run } from "../compiled.ts";
+import type { Report, Request } from "./program.ts";
+import { contentsOf, isAt, type Kind, mountTable, type Place, rootOf, type State, stateOf, tidy } from "./roots.ts";
+import { type Call, type Fault, ownCalls, parseTrace, Traced } from "./strace.ts";
+
+/** Compiles `program.ts`: from its source, Bun would have threads of its own. */
+export async function compileProgram(directory: string): Promise<string> {
+  const file = join(mkdtempSync(join(directory, "program-")), "program");
+  const flags = ["--compile", "--bytecode", "--format=esm", `--outfile=${file}`];
+  const built = await run([process.execPath, "build", ...flags, join(import.meta.dir, "program.ts")], { cwd: directory });
+  if (built.status !== 0) throw new Error(`the build ended with ${built.status}: ${built.stderr}`);
+  return file;
+}
+
+/**
+ * Starts a program in a mount namespace of its own with this propagation, in which nobody else lives. In its PID namespace there is,
+ * besides it, the shell that waits for it, which lives elsewhere.
+ */
+export function apart(propagation: string): string[] {
+  const script = 'unshare --mount --propagation "$0" --mount-proc "$@"; exit $?';
+  return ["unshare", "--pid", "--fork", "sh", "-c", script, propagation];
+}
+
+/** What is outside of whoever switches. */
+export interface Outside {
+  /** The mount table there. */
+  host: string;
+  /** What is in the root. */
+  contents: string[];
+}
+
+export function outsideOf(place: Place, kind: Kind): Outside {
+  return { host: mountTable(), contents: contentsOf(rootOf(place, kind)) };
+}
+
+/** Calls that strace need not know: who makes them sees to it that they fail. */
+function isNewerThanStrace({ call }: Fault): boolean {
+  return call === "statmount" || call === "listmount";
+}
+
+// --- The program
+
+export interface ProgramCase {
+  /** What the command line begins with, the program's own name included. */
+  program: readonly string[];
+  kind: Kind;
+  options: Request["options"];
+}
+
+export function startProgram(place: Place, { program, kind, options }: ProgramCase, fault?: Fault): Traced {
+  const request: Request = { path: rootOf(place, kind), options };
+  const at = { log: place.log, cwd: `${place.path}/away` };
+  if (fault === undefined) return new Traced([...program, JSON.stringify(request)], at);
+  if (!isNewerThanStrace(fault)) return new Traced([...program, JSON.stringify(request)], { ...at, fault });
+  return new Traced([...program, JSON.stringify({ ...request, fault })], { ...at, trace: "access" });
+}
+
+/** A program that was looked at before it switched and afterwards, from outside, and that then switched once more. */
+export interface Switched {
+  before: State & Outside;
+  start: Report;
+  report: Report;
+  after: State & Outside;
+  /** Whether the root is its "/" then, and its working directory. */
+  arrived: { root: boolean; cwd: boolean };
+  again: Report;
+  /** Of its main thread. */
+  calls: Call[];
+}
+
+export async function switchIn(place: Place, given: ProgramCase, fault?: Fault): Promise<Switched> {
+  tidy(rootOf(place, given.kind));
+  const traced = startProgram(place, given, fault);
+  const start = await reportOf(traced);
+  const pid = mainThread(traced.log());
+  const look = (): State & Outside => ({ ...stateOf(pid), ...outsideOf(place, given.kind) });
+  const before = look();
+  traced.send("s");
+  const report = await reportOf(traced);
+  const after = look();
+  const root = rootOf(place, given.kind);
+  const arrived = { root: isAt(pid, "root", root), cwd: isAt(pid, "cwd", root) };
+  traced.send("s");
+  const again = await reportOf(traced);
+  traced.send("q");
+  const { log } = await traced.finish();
+  return { before, start, report, after, arrived, again, calls: parseTrace(log, pid) };
+}
+
+async function reportOf(traced: Traced): Promise<Report> {
+  const line = await traced.line();
+  if (line !== undefined) return JSON.parse(line);
+  const { status, stderr, log } = await traced.finish();
+  throw new Error(`the program ended with ${status}: ${stderr}\n${log.split("\n").slice(-5).join("\n")}`);
+}
+
+/** The thread that makes the marks. */
+export function mainThread(log: string): number {
+  return Number(/^(\d+) +access\("\/mark\//m.exec(log)?.[1]);
+}
+
+/** The calls of the first switch. */
+export function callsOfSwitch(calls: readonly Call[]): Call[] {
+  const first = calls.findIndex(({ section }) => section === "begin");
+  const last = calls.findIndex(({ section }) => section === "end");
+  return ownCalls(calls.slice(first, last));
+}
+
+// --- The command
+
+export interface CommandCase {
+  mounttree: string;
+  /** The compiled program, which starts the command with a filter. */
+  program: string;
+  kind: Kind;
+  /** Options of `mounttree run`; `PLACE` is the place's path. */
+  options: readonly string[];
+}
+
+export interface Ran {
+  status: number | string;
+  stdout: string[];
+  stderr: string;
+  before: Outside;
+  after: Outside;
+  calls: Call[];
+}
+
+/** Runs `hello` of the root. */
+export async function runIn(place: Place, given: CommandCase, fault?: Fault): Promise<Ran> {
+  const { mounttree, program, kind } = given;
+  const root = rootOf(place, kind);
+  tidy(root);
+  const options = given.options.map((option) => option.replace("PLACE", place.path));
+  const command: [string, ...string[]] = [mounttree, "run", ...options, root, "/hello", "to", "you"];
+  const at = { log: place.log, cwd: `${place.path}/away` };
+  const request = (its: Fault): Request => ({ path: "", options: {}, fault: its, command });
+  const before = outsideOf(place, kind);
+  const traced =
+    fault !== undefined && isNewerThanStrace(fault)
+      ? new Traced([program, JSON.stringify(request(fault))], { ...at, trace: "access" })
+      : new Traced(command, { ...at, fault });
+  const stdout: string[] = [];
+  for (let line = await traced.line(); line !== undefined; line = await traced.line()) stdout.push(line);
+  const { status, stderr, log } = await traced.finish();
+  const calls = parseTrace(log, Number(/^\d+/.exec(log)?.[0]));
+  return { status, stdout, stderr, before, after: outsideOf(place, kind), calls };
+}
+
+/** The calls of the command, from its own first one to the execve(2) of what it runs. */
+export function callsOfRun(calls: readonly Call[]): Call[] {
+  const first = calls.findIndex(({ name, text }) => name === "rt_sigaction" && text.startsWith("(SIGPIPE, {sa_handler=SIG_DFL"));
+  const last = calls.findIndex(({ name, text }) => name === "execve" && text.startsWith('("/hello"'));
+  return ownCalls(calls.slice(first, last + 1));
+}
