@@ -12,6 +12,7 @@ import {
   AT,
   CLONE,
   chdir,
+  columnsOf,
   isRefusal,
   MS,
   mount,
@@ -373,9 +374,8 @@ function ls(args: Argument[]): void {
     return;
   }
   const { json, path } = taken;
-  // Bun makes what is behind `process.stdout` non-blocking, a pipe also for those who read from it after this has ended.
-  const width = process.getBuiltinModule("node:tty").isatty(1) ? process.stdout.columns : undefined;
-  print(drawTree(path, { json, width, ascii: !isUtf8Locale() }));
+  // Not from `process.stdout`: Bun makes what is behind it non-blocking, for others too that have it open, and the start twice as long.
+  print(drawTree(path, { json, width: columnsOf(1), ascii: !isUtf8Locale() }));
 }
 
 /** The arguments of a command that takes --json and one path; undefined if it was for help. */

@@ -695,6 +695,14 @@ export function owningUserNamespace(fd: number): number {
   return owner === -1 ? fail("ioctl") : owner;
 }
 
+/** ioctl_tty(2), TIOCGWINSZ: how many columns a terminal has; undefined if it does not say so, or is no terminal. */
+export function columnsOf(fd: number): number | undefined {
+  const TIOCGWINSZ = 0x5413;
+  const { bytes, view } = memory ?? allocate();
+  if (syscall(arm ? 29 : 16, fd, TIOCGWINSZ, bytes) === -1) return undefined;
+  return view.getUint16(2, true) || undefined;
+}
+
 /** kcmp(2) with KCMP_FS: whether two tasks share root, working directory and umask. Numbers are those of this process's PID namespace. */
 export function sharesFs(pid1: number, pid2: number): boolean {
   const result = syscall(arm ? 272 : 312, pid1, pid2, KCMP.FS, 0, 0);

@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -57,6 +58,44 @@ static int open_directory(const char *path)
 	return fd;
 }
 
+/* The bare reading of a file whose size is not known. */
+static size_t read_whole(const char *path, char *buffer, size_t size)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	check(fd, path);
+	size_t length = 0;
+	ssize_t count;
+	while ((count = read(fd, buffer + length, size - length)) > 0)
+		length += count;
+	check(count, "read");
+	close(fd);
+	return length;
+}
+
+/* The mount table. Names are taken as they stand: the bench makes none that would be escaped. */
+static char table[8 << 20];
+static struct {
+	int id, parent;
+	char *point;
+} mounts[65536];
+
+static int read_mounts(void)
+{
+	table[read_whole("/proc/self/mountinfo", table, sizeof table - 1)] = '\0';
+	int count = 0;
+	for (char *line = table, *end; *line != '\0'; line = end + 1) {
+		end = strchr(line, '\n');
+		mounts[count].id = strtol(line, &line, 10);
+		mounts[count].parent = strtol(line, &line, 10);
+		/* Two blanks, and what lies between them. */
+		for (int blanks = 0; blanks < 3; blanks++)
+			line = strchr(line, ' ') + 1;
+		mounts[count++].point = line;
+		*strchr(line, ' ') = '\0';
+	}
+	return count;
+}
+
 /* As mounttree with putOld "stacked". */
 static void switch_stacked(const char *path)
 {
@@ -91,6 +130,29 @@ static void switch_by(const char *put_old, const char *path)
 	(strcmp(put_old, "stacked") == 0 ? switch_stacked : switch_directory)(path);
 }
 
+/* Onto "/", and off with what is mounted on the old one. */
+static void switch_move(const char *path)
+{
+	int root = open_directory(path), old = open_directory("/"), count = read_mounts(), old_id = -1;
+	for (int i = 0; i < count; i++)
+		if (strcmp(mounts[i].point, "/") == 0)
+			old_id = mounts[i].id;
+	check(fchdir(root), "fchdir");
+	check(mount(".", "/", NULL, MS_MOVE, NULL), "move");
+	check(chroot("."), "chroot");
+	check(fchdir(old), "fchdir");
+	for (int i = 0; i < count; i++) {
+		const char *point = mounts[i].point + 1;
+		if (mounts[i].parent != old_id || strcmp(mounts[i].point, path) == 0)
+			continue;
+		check(mount(NULL, point, NULL, MS_SLAVE | MS_REC, NULL), point);
+		check(umount2(point, MNT_DETACH | UMOUNT_NOFOLLOW), point);
+	}
+	check(fchdir(root), "fchdir");
+	close(root);
+	close(old);
+}
+
 /* pivot N PUT_OLD: again and again in one namespace; the bind mount that makes a new root of the old one is not timed. */
 static double pivot(char **arguments)
 {
@@ -98,6 +160,30 @@ static double pivot(char **arguments)
 	double start = now();
 	switch_by(arguments[0], "/self");
 	return now() - start;
+}
+
+/* move N: the same. */
+static double move(char **arguments)
+{
+	(void)arguments;
+	check(mount("/", "/self", NULL, MS_BIND | MS_REC, NULL), "/self");
+	double start = now();
+	switch_move("/self");
+	return now() - start;
+}
+
+/* chroot N ROOT: the entry; the return is not timed. */
+static double enter_chroot(char **arguments)
+{
+	int old = open_directory("/");
+	double start = now();
+	check(chroot(arguments[0]), "chroot");
+	check(chdir("/"), "chdir");
+	double spent = now() - start;
+	check(fchdir(old), "fchdir");
+	check(chroot("."), "chroot");
+	close(old);
+	return spent;
 }
 
 /* detached N ROOT, detached-close N ROOT: the entry; with closing the tree that was entered before, or without. */
@@ -162,23 +248,51 @@ static double mounted(char **arguments)
 	return (now() - start) / 1000;
 }
 
-/* read N FILE: the bare reading of a file whose size is not known. */
+/* read N FILE. */
 static double read_file(char **arguments)
 {
-	static char buffer[4 << 20];
 	double start = now();
-	int fd = open(arguments[0], O_RDONLY | O_CLOEXEC);
-	check(fd, arguments[0]);
-	ssize_t length = 0, count;
-	while ((count = read(fd, buffer + length, sizeof buffer - length)) > 0)
-		length += count;
-	check(count, "read");
-	close(fd);
+	read_whole(arguments[0], table, sizeof table);
 	return now() - start;
 }
 
-/* spawn N COMMAND ARG...: from the start of a process to its end. */
-static double spawn(char **arguments)
+/* mounts N DIRECTORY COUNT: mounts a tmpfs there, and so many in it. Not timed. */
+static double make_mounts(char **arguments)
+{
+	char path[4096];
+	check(mount("tmpfs", arguments[0], "tmpfs", 0, NULL), arguments[0]);
+	for (int i = 1; i < atoi(arguments[1]); i++) {
+		snprintf(path, sizeof path, "%s/%d", arguments[0], i);
+		check(mkdir(path, 0755), path);
+		check(mount("tmpfs", path, "tmpfs", 0, NULL), path);
+	}
+	return 0;
+}
+
+/* unmount N DIRECTORY: the directory, and all below it. */
+static double unmount_all(char **arguments)
+{
+	size_t length = strlen(arguments[0]);
+	double start = now();
+	for (int i = read_mounts() - 1; i >= 0; i--) {
+		const char *point = mounts[i].point;
+		if (strncmp(point, arguments[0], length) == 0 && (point[length] == '/' || point[length] == '\0'))
+			check(umount2(point, UMOUNT_NOFOLLOW), point);
+	}
+	return now() - start;
+}
+
+/* resident N: the bytes of memory that this process has in use. */
+static double resident(char **arguments)
+{
+	(void)arguments;
+	char text[128];
+	text[read_whole("/proc/self/statm", text, sizeof text - 1)] = '\0';
+	return strtol(strchr(text, ' '), NULL, 10) * (double)sysconf(_SC_PAGESIZE);
+}
+
+/* From the start of a process to its end. */
+static double run(char **arguments, struct rusage *usage)
 {
 	posix_spawn_file_actions_t actions;
 	posix_spawn_file_actions_init(&actions);
@@ -189,7 +303,7 @@ static double spawn(char **arguments)
 	double start = now();
 	errno = posix_spawnp(&pid, arguments[0], &actions, NULL, arguments, environ);
 	check(errno == 0 ? 0 : -1, arguments[0]);
-	check(waitpid(pid, &status, 0), "waitpid");
+	check(wait4(pid, &status, 0, usage), "wait4");
 	double spent = now() - start;
 	posix_spawn_file_actions_destroy(&actions);
 	if (status != 0) {
@@ -199,17 +313,38 @@ static double spawn(char **arguments)
 	return spent;
 }
 
+/* spawn N COMMAND ARG... */
+static double spawn(char **arguments)
+{
+	struct rusage usage;
+	return run(arguments, &usage);
+}
+
+/* peak N COMMAND ARG...: the most bytes of memory that it, or a process that it waited for, had in use at once. */
+static double peak(char **arguments)
+{
+	struct rusage usage;
+	run(arguments, &usage);
+	return usage.ru_maxrss * 1024.0;
+}
+
 static const struct {
 	const char *name;
 	double (*run)(char **arguments);
 } commands[] = {
 	{ "pivot", pivot },
+	{ "move", move },
+	{ "chroot", enter_chroot },
 	{ "detached", detached },
 	{ "detached-close", detached_close },
 	{ "namespace", in_namespace },
 	{ "mounted", mounted },
 	{ "read", read_file },
+	{ "mounts", make_mounts },
+	{ "unmount", unmount_all },
+	{ "resident", resident },
 	{ "spawn", spawn },
+	{ "peak", peak },
 };
 
 int main(int argc, char **argv)

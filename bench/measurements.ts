@@ -1,12 +1,12 @@
-/** What is measured: each function prepares its peers, lets them take turns, and prints a part of the table. */
-import { copyFileSync, mkdirSync, realpathSync } from "node:fs";
-import { dirname } from "node:path";
+/** What is measured inside of processes: each function prepares its peers, lets them take turns, and reports a part of the table. */
+import { mkdirSync } from "node:fs";
 import { mountOf } from "../mountinfo.ts";
-import { medians, Peer, type PeerOptions, type Task } from "./peers.ts";
-import { print, type Row, section, verdict } from "./report.ts";
+import { combine, type Measured, Peer, type PeerOptions, type Task, takeTurns } from "./peers.ts";
+import type { Beside, Report, Row } from "./report.ts";
 
 /** What was found, and made, for the measurements. */
 export interface Bench {
+  readonly report: Report;
   /** A new, empty directory on a disk. */
   directory: string;
   /** floor.c, compiled; undefined without a C compiler. */
@@ -20,45 +20,66 @@ export interface Bench {
   enterCompiled: string;
 }
 
-const few = 20;
-const many = 5000;
+export const few = 20;
+export const many = 5000;
+/** What the costs are drawn by. */
+export const counts: readonly number[] = [few, 100, 1000, many, 20_000];
 
-function newDirectory(bench: Bench, name: string): string {
+export function newDirectory(bench: Bench, name: string): string {
   const path = `${bench.directory}/${name}`;
   mkdirSync(path, { recursive: true });
   return path;
 }
 
 /** A Bun process, and a C process beside it if there is a compiler, each in a namespace that was prepared in the same way. */
-function pair(bench: Bench, options: PeerOptions, using: AsyncDisposableStack): { bun: Peer; c: Peer | undefined } {
+interface Pair {
+  bun: Peer;
+  c: Peer | undefined;
+}
+
+function pair(bench: Bench, options: PeerOptions, using: AsyncDisposableStack): Pair {
   const bun = using.use(new Peer(options));
   return { bun, c: bench.floor === undefined ? undefined : using.use(new Peer({ ...options, floor: bench.floor })) };
 }
 
-/** How fast the machine is at the moment: see Limit in report.ts. */
-function statxOf(c: Peer | undefined): Task | undefined {
-  return c && (() => c.ask("mounted", 1, "/proc"));
+/** A task for a process, if there is one. */
+export function asking(peer: Peer | undefined, command: string, times: number, ...args: string[]): Task | string {
+  return peer === undefined ? "no C compiler" : () => peer.ask(command, times, ...args);
 }
 
-function difference(one: number | undefined, other: number | undefined): number | undefined {
-  return one === undefined || other === undefined ? undefined : one - other;
+/** How fast the machine is at the moment: see Limit in report.ts. */
+function statxOf(c: Peer | undefined): Task | string {
+  return asking(c, "mounted", 1, "/proc");
+}
+
+/** What is compared with the bare calls in C. */
+function toC(what: string, measured: Measured, c: Measured, floor = "C"): Row & { beside: Beside } {
+  return { what, measured, beside: { what: floor, measured: c, is: "floor" } };
+}
+
+function minus(one: number, other: number): number {
+  return one - other;
 }
 
 // --- Switches in one namespace
 
 const switches = 1000;
 const block = 50;
+const inBlocks = { most: switches / block, least: switches / block, seconds: 0 };
 
 export async function pivotAgainAndAgain(bench: Bench, type: "bind" | "tmpfs"): Promise<void> {
   await using peers = new AsyncDisposableStack();
+  const { report } = bench;
   const root = newDirectory(bench, `pivot-${type}`);
   const { bun, c } = pair(bench, { root, type, enter: true, mounts: few, below: `${root}/mounts` }, peers);
   const fsType = type === "bind" ? mountOf(bench.directory).fsType : "tmpfs";
-  section(
+  report.section(
     `pivot, ${switches} times in one namespace of ${few} mounts, root on ${type === "bind" ? `disk (${fsType})` : fsType}`,
-    "Timed: switchRoot() with every check. Not timed: mount --rbind / /self before each.",
-    'C makes the bare calls: of putOld "stacked", or those of the Go original (directory, detach, remove).',
-    "The five calls: pivot_root, mount, open_tree, move_mount, umount2. The last waits for the kernel's readers.",
+    [
+      "Timed: switchRoot() with every check. Not timed: mount --rbind / /self before each.",
+      'C makes the bare calls: of putOld "stacked", or those of the Go original (directory, detach, remove).',
+      "The five calls: pivot_root, mount, open_tree, move_mount, umount2. The last waits for the kernel's readers.",
+    ],
   );
   for (const putOld of ["stacked", "directory"]) {
     // The first hundreds are for the compiler that makes hot functions fast, and leaves its code in memory.
@@ -67,43 +88,40 @@ export async function pivotAgainAndAgain(bench: Bench, type: "bind" | "tmpfs"): 
   }
   for (const putOld of ["stacked", "directory"]) {
     const before = await bun.ask("state", 1);
-    const time = await medians(switches / block, {
-      whole: () => bun.ask("pivot", block, putOld),
-      outside: () => bun.ask("pivot-outside", block, putOld),
-      original: c && (() => c.ask("pivot", block, "directory")),
-      stacked: c && (() => c.ask("pivot", block, "stacked")),
+    const time = await takeTurns(inBlocks, {
+      whole: asking(bun, "pivot", block, putOld),
+      outside: asking(bun, "pivot-outside", block, putOld),
+      original: asking(c, "pivot", block, "directory"),
+      stacked: asking(c, "pivot", block, "stacked"),
       statx: statxOf(c),
     });
     const after = await bun.ask("state", 1);
-    const original = { what: "C, the Go original's calls", nanoseconds: time.original };
-    const stacked = { what: 'C, the calls of "stacked"', nanoseconds: time.stacked };
-    const outside: Row = { what: `${fsType}, ${putOld}: outside the five calls`, nanoseconds: time.outside };
+    const what = `${fsType}, ${putOld}`;
+    const outside: Row = { what: `${what}: outside the five calls`, measured: time.outside };
     if (putOld === "stacked") outside.limit = { microseconds: 45, statx: time.statx };
-    print([
+    report.rows(
       {
-        what: `${fsType}, ${putOld}`,
-        nanoseconds: time.whole,
-        beside: original,
+        ...toC(what, time.whole, time.original, "C, the Go original's calls"),
         // On tmpfs a directory costs C next to nothing, and what umount2 waits for is most of both: nothing to hold a limit against.
         ...(type === "bind" && { limit: { times: putOld === "stacked" ? 1.4 : 2.2 } }),
       },
-      { what: `${fsType}, ${putOld}`, nanoseconds: time.whole, beside: stacked },
+      toC(what, time.whole, time.stacked, 'C, the calls of "stacked"'),
       outside,
-      { what: `${fsType}, ${putOld}: inside them`, nanoseconds: difference(time.whole, time.outside) },
-    ]);
-    leaks(`${fsType}, ${putOld}, ${2 * switches} times`, before, after);
+      { what: `${what}: inside them`, measured: combine(time.whole, time.outside, minus) },
+    );
+    leaks(report, `${what}, ${2 * switches} times`, before, after);
   }
 }
 
 /** What a collection leaves differs by a few percent from one to the next; 10 % of it would be less than 3 kB a switch. */
 const growthLimit = 10;
 
-function leaks(what: string, before: readonly number[], after: readonly number[]): void {
+function leaks(report: Report, what: string, before: readonly number[], after: readonly number[]): void {
   const [mounts = 0, descriptors = 0, threads = 0, memory = 0, all = 0] = before;
   const [mountsAfter = 0, descriptorsAfter = 0, threadsAfter = 0, memoryAfter = 0] = after;
   const mebibytes = (bytes: number): string => (bytes / 2 ** 20).toFixed(1);
   const growth = 100 * (memoryAfter / memory - 1);
-  verdict(
+  report.verdict(
     `${what}: mounts ${mounts} -> ${mountsAfter}, descriptors ${descriptors} -> ${descriptorsAfter}, threads ${threads} -> ${threadsAfter} (and JSC's own: ${all - threads}), ` +
       `memory ${mebibytes(memory)} -> ${mebibytes(memoryAfter)} MiB (${growth.toFixed(1)} %, limit ${growthLimit} %)`,
     mountsAfter <= mounts && descriptorsAfter <= descriptors && threadsAfter <= threads && growth <= growthLimit,
@@ -113,52 +131,31 @@ function leaks(what: string, before: readonly number[], after: readonly number[]
 export async function detached(bench: Bench): Promise<void> {
   await using peers = new AsyncDisposableStack();
   const root = newDirectory(bench, "detached");
-  const at = (mounts: number) => pair(bench, { root, type: "bind", mounts, below: newDirectory(bench, "mounts") }, peers);
-  const [here, there] = [at(few), at(many)];
-  section(
-    "detached: the entry",
+  const { bun, c } = pair(bench, { root, type: "bind", mounts: few, below: newDirectory(bench, "mounts") }, peers);
+  bench.report.section(`detached: the entry, ${few} mounts`, [
     "Timed: switchRoot() with every check. Not timed: the return (fchdir to the old root, chroot).",
     '"with close": closing the tree that was entered before, as a second switch does, which waits for the kernel\'s readers.',
-  );
-  for (const { bun } of [here, there]) for (const how of ["detached", "detached-close"]) await bun.ask(how, 500, root);
-  const ask = (peer: Peer | undefined, how: string) => peer && (() => peer.ask(how, block, root));
-  const time = await medians(switches / block, {
-    few: ask(here.bun, "detached"),
-    many: ask(there.bun, "detached"),
-    fewC: ask(here.c, "detached"),
-    manyC: ask(there.c, "detached"),
-    fewClose: ask(here.bun, "detached-close"),
-    manyClose: ask(there.bun, "detached-close"),
-    fewCloseC: ask(here.c, "detached-close"),
-    manyCloseC: ask(there.c, "detached-close"),
-    statx: statxOf(here.c),
-  });
-  const [name, named] = [`${few} mounts`, `${many} mounts`];
-  print([
-    {
-      what: name,
-      nanoseconds: time.few,
-      beside: { what: "C", nanoseconds: time.fewC },
-      limit: { microseconds: 40, statx: time.statx },
-    },
-    { what: named, nanoseconds: time.many, beside: { what: "C", nanoseconds: time.manyC } },
-    { what: named, nanoseconds: time.many, beside: { what: name, nanoseconds: time.few }, limit: { times: 1.2 } },
-    { what: `${name}, with close`, nanoseconds: time.fewClose, beside: { what: "C, with close", nanoseconds: time.fewCloseC } },
-    {
-      what: `${named}, with close`,
-      nanoseconds: time.manyClose,
-      beside: { what: "C, with close", nanoseconds: time.manyCloseC },
-    },
   ]);
+  for (const how of ["detached", "detached-close"]) await bun.ask(how, 500, root);
+  const time = await takeTurns(inBlocks, {
+    entry: asking(bun, "detached", block, root),
+    entryC: asking(c, "detached", block, root),
+    close: asking(bun, "detached-close", block, root),
+    closeC: asking(c, "detached-close", block, root),
+    statx: statxOf(c),
+  });
+  bench.report.rows(
+    { ...toC("detached", time.entry, time.entryC), limit: { microseconds: 40, statx: time.statx } },
+    toC("detached, with close", time.close, time.closeC, "C, with close"),
+  );
 }
 
 // --- Namespaces
 
 export async function newNamespaces(bench: Bench): Promise<void> {
-  section(
-    'a mount namespace for each switch: unshare, "/" made a slave, pivot, and back',
+  bench.report.section('a mount namespace for each switch: unshare, "/" made a slave, pivot, and back', [
     "By the main thread alone, as the command does.",
-  );
+  ]);
   for (const [mounts, rounds] of [
     [few, 40],
     [many, 20],
@@ -167,141 +164,37 @@ export async function newNamespaces(bench: Bench): Promise<void> {
     const root = newDirectory(bench, "namespace");
     const { bun, c } = pair(bench, { root, type: "bind", mounts, below: newDirectory(bench, "mounts") }, peers);
     const times = mounts === few ? 10 : 1;
-    const ask = (peer: Peer | undefined, putOld: string) => peer && (() => peer.ask("namespace", times, root, putOld));
     await bun.ask("namespace", mounts === few ? 300 : 3, root, "stacked");
-    const time = await medians(rounds, {
-      none: ask(c, "none"),
-      stacked: ask(bun, "stacked"),
-      stackedC: ask(c, "stacked"),
-      directory: ask(bun, "directory"),
-      directoryC: ask(c, "directory"),
-    });
-    print([
-      { what: `${mounts} mounts, stacked`, nanoseconds: time.stacked, beside: { what: "C", nanoseconds: time.stackedC } },
-      { what: `${mounts} mounts, directory`, nanoseconds: time.directory, beside: { what: "C", nanoseconds: time.directoryC } },
-      { what: `${mounts} mounts, C, no switch`, nanoseconds: time.none },
-    ]);
-  }
-}
-
-// --- The mount table
-
-export async function mountTable(bench: Bench): Promise<void> {
-  await using peers = new AsyncDisposableStack();
-  const at = (mounts: number) => pair(bench, { mounts, below: newDirectory(bench, "mounts") }, peers);
-  const [here, there] = [at(few), at(many)];
-  section("the mount table", "C makes the bare statx(2); its mount table is read, and not parsed.");
-  // Not the last of the mounts: it is there in both.
-  const answers = await medians(10, {
-    few: () => here.bun.ask("mounted", 1, "/proc"),
-    many: () => there.bun.ask("mounted", 1, "/proc"),
-    fewC: here.c && (() => here.c?.ask("mounted", 10, "/proc") ?? Promise.resolve([])),
-    manyC: there.c && (() => there.c?.ask("mounted", 10, "/proc") ?? Promise.resolve([])),
-  });
-  const file = "/proc/self/mountinfo";
-  const findmnt = Bun.which("findmnt");
-  await there.bun.ask("table", 20);
-  const checked = newDirectory(bench, "checked");
-  await here.bun.ask("check", 20, checked);
-  await there.bun.ask("check", 20, checked);
-  await there.bun.ask("read", 20, file);
-  const time = await medians(20, {
-    table: () => there.bun.ask("table", 2),
-    check: () => there.bun.ask("check", 2, checked),
-    checkFew: () => here.bun.ask("check", 2, checked),
-    read: () => there.bun.ask("read", 2, file),
-    readC: there.c && (() => there.c?.ask("read", 2, file) ?? Promise.resolve([])),
-  });
-  const program = await medians(3, {
-    findmnt: findmnt === null ? undefined : () => (there.c ?? there.bun).ask("spawn", 1, findmnt),
-  });
-  const [name, named] = [`mounted("/proc"), ${few} mounts`, `mounted("/proc"), ${many} mounts`];
-  const table = `getMounts(), ${many} mounts`;
-  const check = `checkRoot(), ${many} mounts`;
-  print([
-    {
-      what: name,
-      nanoseconds: answers.few,
-      beside: { what: "C, statx", nanoseconds: answers.fewC },
-      limit: { microseconds: 1.5, statx: answers.fewC },
-    },
-    {
-      what: named,
-      nanoseconds: answers.many,
-      beside: { what: "C, statx", nanoseconds: answers.manyC },
-      limit: { microseconds: 1.5, statx: answers.manyC },
-    },
-    { what: named, nanoseconds: answers.many, beside: { what: name, nanoseconds: answers.few }, limit: { times: 1.2 } },
-    { what: table, nanoseconds: time.table, beside: { what: "reading the file", nanoseconds: time.read }, limit: { times: 1.2 } },
-    { what: table, nanoseconds: time.table, beside: { what: "C, reading the file", nanoseconds: time.readC } },
-    { what: table, nanoseconds: time.table, beside: { what: "findmnt", nanoseconds: program.findmnt } },
-    { what: check, nanoseconds: time.check, beside: { what: "getMounts()", nanoseconds: time.table } },
-    { what: check, nanoseconds: time.check, beside: { what: `${few} mounts`, nanoseconds: time.checkFew } },
-  ]);
-}
-
-// --- Processes
-
-export async function processes(bench: Bench): Promise<void> {
-  const root = newDirectory(bench, "processes");
-  for (const name of ["proc", "dev"]) mkdirSync(`${root}/${name}`, { recursive: true });
-  copyWithLibraries("/bin/true", root);
-  const bwrap = Bun.which("bwrap");
-  section(
-    "processes, from start to end: a root with /proc and /dev, and /bin/true in it",
-    bwrap === null ? "bwrap is not installed." : "bwrap makes the same root; unshare -m --root has neither /proc nor /dev in it.",
-    bench.floor === undefined ? "Started by Bun.spawnSync." : "Started by posix_spawn from C.",
-  );
-  for (const [mounts, rounds] of [
-    [few, 80],
-    [many, 30],
-  ] as const) {
-    await using peers = new AsyncDisposableStack();
-    const starter = peers.use(new Peer({ mounts, below: newDirectory(bench, "mounts"), floor: bench.floor ?? "" }));
-    const start =
-      (...command: string[]) =>
-      () =>
-        starter.ask("spawn", 1, ...command);
-    const tasks = {
-      mounttree: start(bench.mounttree, "run", "--proc", "/proc", "--dev", "/dev", root, "--", "/bin/true"),
-      empty: start(bench.empty),
-      emptyAlike: start(bench.emptyAlike),
-      unshare: start("unshare", "-m", "--root", root, "/bin/true"),
-      bwrap: bwrap === null ? undefined : start(bwrap, "--bind", root, "/", "--proc", "/proc", "--dev", "/dev", "/bin/true"),
-      true: start("/bin/true"),
-    };
-    await medians(3, tasks);
-    const time = await medians(rounds, tasks);
-    const sum = (empty: number | undefined) => empty && time.unshare && empty + time.unshare;
-    const what = `${mounts} mounts, mounttree run`;
-    const beside = (name: string, nanoseconds: number | undefined) => ({
-      what,
-      nanoseconds: time.mounttree,
-      beside: { what: name, nanoseconds },
-    });
-    const toBwrap = beside("bwrap", time.bwrap);
-    print([
-      // With many mounts the kernel's copying of the mount table is most of it.
+    const time = await takeTurns(
+      { most: rounds, seconds: 20 },
       {
-        ...beside("an empty compiled program + unshare -m --root", sum(time.empty)),
-        ...(mounts === few && { limit: { times: 1.15 } }),
+        none: asking(c, "namespace", times, root, "none"),
+        stacked: asking(bun, "namespace", times, root, "stacked"),
+        stackedC: asking(c, "namespace", times, root, "stacked"),
+        directory: asking(bun, "namespace", times, root, "directory"),
+        directoryC: asking(c, "namespace", times, root, "directory"),
       },
-      beside("one with the command's build options + unshare -m --root", sum(time.emptyAlike)),
-      { ...toBwrap, ...(mounts === many && { limit: { times: 0.5 } }) },
-      beside("unshare -m --root", time.unshare),
-      beside("an empty compiled program", time.empty),
-      beside("/bin/true, no root", time.true),
-    ]);
+    );
+    bench.report.rows(
+      { ...toC("stacked", time.stacked, time.stackedC), mounts },
+      { ...toC("directory", time.directory, time.directoryC), mounts },
+      { what: "C, no switch", mounts, measured: time.none },
+    );
   }
 }
+
+/** The first starts of a program are slower. */
+export const warmUp = { most: 3, least: 3, seconds: 0 };
 
 export async function enteringNamespaces(bench: Bench): Promise<void> {
   await using peers = new AsyncDisposableStack();
   const starter = peers.use(new Peer({ floor: bench.floor ?? "" }));
-  section(
+  bench.report.section(
     "enterMountNamespace, first of all in a program that then ends: what it adds to the start of that program",
-    "It starts the program once more, with user: true two times; a compiled program that has one thread yet, it does not.",
-    '"after a read": asynchronous I/O comes first, and so do its threads.',
+    [
+      "It starts the program once more, with user: true two times; a compiled program that has one thread yet, it does not.",
+      '"after a read": asynchronous I/O comes first, and so do its threads.',
+    ],
   );
   for (const [name, command, ...first] of [
     ["bun x.ts", [process.execPath, bench.enter]],
@@ -309,23 +202,199 @@ export async function enteringNamespaces(bench: Bench): Promise<void> {
     ["compiled", [bench.enterCompiled]],
     ["compiled, after a read", [bench.enterCompiled], "pool"],
   ] as const) {
-    const start = (how: string) => () => starter.ask("spawn", 1, ...command, how, ...first);
+    const start = (how: string) => asking(starter, "spawn", 1, ...command, how, ...first);
     const tasks = { none: start("none"), mount: start("mount"), user: start("user") };
-    await medians(3, tasks);
-    const time = await medians(40, tasks);
-    const beside = { what: "the program without it", nanoseconds: time.none };
-    print([
-      { what: name, nanoseconds: difference(time.mount, time.none), beside, limit: { times: 1.4 } },
-      { what: `${name}, user: true`, nanoseconds: difference(time.user, time.none), beside, limit: { times: 2.8 } },
-    ]);
+    await takeTurns(warmUp, tasks);
+    const time = await takeTurns({ most: 40, seconds: 15 }, tasks);
+    const beside: Beside = { what: "the program without it", measured: time.none, is: "self" };
+    bench.report.rows(
+      { what: name, measured: combine(time.mount, time.none, minus), beside, limit: { times: 1.4 } },
+      { what: `${name}, user: true`, measured: combine(time.user, time.none, minus), beside, limit: { times: 2.8 } },
+    );
   }
 }
 
-/** Copies a program to where it is, below another root, with the libraries that ldd(1) lists. */
-function copyWithLibraries(program: string, root: string): void {
-  const listed = Bun.spawnSync(["ldd", program]).stdout.toString();
-  for (const file of [program, ...(listed.match(/\/\S+/g) ?? [])]) {
-    mkdirSync(`${root}${dirname(file)}`, { recursive: true });
-    copyFileSync(realpathSync(file), `${root}${file}`);
+// --- By the number of mounts
+
+/** How often a thing is done in one turn, where it takes longer the more mounts there are. */
+function inOneTurn(mounts: number): number {
+  return mounts <= 100 ? 10 : mounts <= 1000 ? 4 : 1;
+}
+
+/** What is the same thing however many mounts there are takes its turns with itself at every number of them. */
+async function flat(
+  bench: Bench,
+  pairs: ReadonlyMap<number, Pair>,
+  what: string,
+  times: { bun: number; c: number },
+  command: string,
+  argument: string,
+): Promise<void> {
+  const tasks: Record<string, Task | string> = {};
+  for (const [mounts, { bun, c }] of pairs) {
+    tasks[`bun ${mounts}`] = asking(bun, command, times.bun, argument);
+    tasks[`c ${mounts}`] = asking(c, command, times.c, argument);
+  }
+  const time = await takeTurns({ most: 30, least: 10, seconds: 15 }, tasks);
+  const at = (mounts: number): Measured => time[`bun ${mounts}`] ?? "";
+  for (const mounts of pairs.keys()) bench.report.rows({ ...toC(what, at(mounts), time[`c ${mounts}`] ?? ""), mounts });
+  for (const mounts of [...pairs.keys()].slice(1)) {
+    const beside: Beside = { what: `the same, ${few} mounts`, measured: at(few), is: "self" };
+    bench.report.rows({ what, mounts, measured: at(mounts), beside, limit: { times: 1.2 } });
+  }
+}
+
+export async function switchesByMounts(bench: Bench): Promise<void> {
+  bench.report.section(
+    "the switch, by the number of mounts",
+    [
+      "Timed: switchRoot() with every check, and the same calls in C. Not timed: what makes the new root, and the return from detached and chroot.",
+      "pivot and move leave behind, and so unmount, as many mounts as there are: pivot all at once, move one by one those that are mounted on the old root itself. Here that is every one.",
+    ],
+    { drawn: true },
+  );
+  for (const method of ["pivot", "move"]) {
+    for (const mounts of counts) {
+      await using peers = new AsyncDisposableStack();
+      const root = newDirectory(bench, "switch");
+      const { bun, c } = pair(bench, { root, type: "tmpfs", enter: true, mounts, below: `${root}/mounts` }, peers);
+      const args = method === "pivot" ? ["stacked"] : [];
+      const times = inOneTurn(mounts);
+      await bun.ask(method, mounts <= 100 ? 300 : 2 * times, ...args);
+      const time = await takeTurns(
+        { most: 20, seconds: 6 },
+        { bun: asking(bun, method, times, ...args), c: asking(c, method, times, ...args) },
+      );
+      bench.report.rows({ ...toC(method, time.bun, time.c), mounts });
+    }
+  }
+  await using peers = new AsyncDisposableStack();
+  const root = newDirectory(bench, "detached");
+  const pairs = await pairsByMounts(bench, { root, type: "bind" }, peers);
+  for (const method of ["detached", "chroot"]) {
+    for (const { bun } of pairs.values()) await bun.ask(method, 500, root);
+    await flat(bench, pairs, method, { bun: block, c: block }, method, root);
+  }
+  await memoryOf(bench, pairs, `memory of a program that has switched ${switches} times and more, by the number of mounts`);
+}
+
+/** A pair for each number of mounts. */
+async function pairsByMounts(bench: Bench, options: PeerOptions, using: AsyncDisposableStack): Promise<Map<number, Pair>> {
+  const pairs = new Map<number, Pair>();
+  for (const mounts of counts) {
+    const { bun, c } = pair(bench, { ...options, mounts, below: newDirectory(bench, "mounts") }, using);
+    // One after the other: they make their mounts before they answer.
+    await bun.ask("resident", 1);
+    await c?.ask("resident", 1);
+    pairs.set(mounts, { bun, c });
+  }
+  return pairs;
+}
+
+async function memoryOf(bench: Bench, pairs: ReadonlyMap<number, Pair>, title: string): Promise<void> {
+  bench.report.section(title, ["Resident, after a collection. A Bun program that does nothing at all has most of it."], {
+    unit: "memory",
+    drawn: true,
+  });
+  for (const [mounts, { bun, c }] of pairs) {
+    const memory = await takeTurns({ most: 5, seconds: 5 }, { bun: asking(bun, "resident", 1), c: asking(c, "resident", 1) });
+    bench.report.rows({ ...toC("a program", memory.bun, memory.c), mounts });
+  }
+}
+
+export async function mountTable(bench: Bench): Promise<void> {
+  await using peers = new AsyncDisposableStack();
+  const pairs = await pairsByMounts(bench, {}, peers);
+  const { report } = bench;
+  report.section(
+    "the mount table, by the number of mounts",
+    [
+      "C makes the bare statx(2); its mount table is read, and not parsed. findmnt and mounttree ls are programs, from start to end.",
+    ],
+    { drawn: true },
+  );
+  // Not the last of the mounts: it is there in all of them.
+  await flat(bench, pairs, 'mounted("/proc")', { bun: 1, c: 10 }, "mounted", "/proc");
+  const file = "/proc/self/mountinfo";
+  const findmnt = Bun.which("findmnt");
+  const checked = newDirectory(bench, "checked");
+  for (const [mounts, { bun, c }] of pairs) {
+    const times = inOneTurn(mounts);
+    for (const [command, argument] of [["table"], ["read", file], ["check", checked]] as const) {
+      await bun.ask(command, mounts <= 1000 ? 20 : 5, ...(argument === undefined ? [] : [argument]));
+    }
+    await c?.ask("read", 3, file);
+    const starter = c ?? bun;
+    const time = await takeTurns(
+      { most: 20, seconds: 10 },
+      {
+        table: asking(bun, "table", times),
+        read: asking(bun, "read", times, file),
+        readC: asking(c, "read", times, file),
+        check: asking(bun, "check", 1, checked),
+        findmnt: findmnt === null ? "not installed" : asking(starter, "spawn", 1, findmnt),
+        ls: asking(starter, "spawn", 1, bench.mounttree, "ls"),
+      },
+    );
+    const toFindmnt = (what: string, measured: Measured): Row => ({
+      what,
+      mounts,
+      measured,
+      beside: { what: "findmnt", measured: time.findmnt, is: "peer" },
+    });
+    const reading: Beside = { what: "reading the file", measured: time.read, is: "self" };
+    const getting: Beside = { what: "getMounts()", measured: time.table, is: "self" };
+    report.rows(
+      { ...toC("getMounts()", time.table, time.readC, "C, reading the file"), mounts },
+      { what: "getMounts()", mounts, measured: time.table, beside: reading, ...(mounts === many && { limit: { times: 1.2 } }) },
+      toFindmnt("getMounts()", time.table),
+      toFindmnt("mounttree ls", time.ls),
+      { what: "checkRoot()", mounts, measured: time.check, beside: getting },
+    );
+  }
+  await memoryOf(bench, pairs, "memory of a program that has read the mount table some fifty times, by the number of mounts");
+}
+
+/** util-linux reads the whole table again for each mount: minutes for more than these. */
+const mostForUmount = 1000;
+
+export async function unmounting(bench: Bench): Promise<void> {
+  await using peers = new AsyncDisposableStack();
+  const { bun, c } = pair(bench, {}, peers);
+  const directory = newDirectory(bench, "unmount");
+  const umount = Bun.which("umount");
+  bench.report.section(
+    "unmountAll, by the number of mounts that it unmounts",
+    [
+      "A tmpfs, and the others in it; the rest of the namespace has some twenty. umount -R is a program, from start to end, and reads the mount table again for each mount.",
+    ],
+    { drawn: true },
+  );
+  for (const mounts of counts) {
+    const number = String(mounts);
+    const after = (peer: Peer | undefined, command: string, ...args: string[]): Task | string => {
+      if (peer === undefined) return "no C compiler";
+      return async () => {
+        await peer.ask("mounts", 1, directory, number);
+        return peer.ask(command, 1, ...args);
+      };
+    };
+    const byUmount = (): Task | string => {
+      if (umount === null) return "not installed";
+      if (mounts > mostForUmount) return "minutes: not run";
+      return after(c ?? bun, "spawn", umount, "-R", directory);
+    };
+    const tasks = { all: after(bun, "unmount", directory), allC: after(c, "unmount", directory), umount: byUmount() };
+    if (mounts <= 100) await takeTurns({ most: 20, least: 20, seconds: 0 }, tasks);
+    const time = await takeTurns({ most: mounts <= 100 ? 30 : 10, seconds: 10 }, tasks);
+    bench.report.rows(
+      { ...toC("unmountAll()", time.all, time.allC), mounts },
+      {
+        what: "unmountAll()",
+        mounts,
+        measured: time.all,
+        beside: { what: "umount -R", measured: time.umount, is: "peer" },
+      },
+    );
   }
 }

@@ -7,8 +7,9 @@ import { mkdirSync, readdirSync, readFileSync } from "node:fs";
 import { parseArgs } from "node:util";
 import { measure } from "mitata";
 import { checkRoot } from "../checkroot.ts";
+import { unmountAll } from "../mount.ts";
 import { getMounts, isBelow, mounted } from "../mountinfo.ts";
-import { type PutOld, switchRoot, switchRootOfThread, switchRootOn } from "../switchroot.ts";
+import { type PutOld, type SwitchRootOptions, switchRoot, switchRootOfThread, switchRootOn } from "../switchroot.ts";
 import {
   AT,
   CLONE,
@@ -40,6 +41,8 @@ const { values: options } = parseArgs({
     below: { type: "string", default: "" },
     /** Makes it "/" before the first command. */
     enter: { type: "boolean", default: false },
+    /** All of that is done: what it took is not to be seen in the memory of the process that is measured. */
+    prepared: { type: "boolean", default: false },
     /** The program to become. */
     floor: { type: "string", default: "" },
   },
@@ -57,6 +60,15 @@ function prepare(): void {
   for (; count < Number(options.mounts); count++) {
     mkdirSync(`${below}/${count}`, { recursive: true });
     mount("tmpfs", `${below}/${count}`, "tmpfs", 0, null);
+  }
+}
+
+/** Mounts a tmpfs there, and so many in it. */
+function makeMounts(directory: string, count: number): void {
+  mount("tmpfs", directory, "tmpfs", 0, null);
+  for (let at = 1; at < count; at++) {
+    mkdirSync(`${directory}/${at}`);
+    mount("tmpfs", `${directory}/${at}`, "tmpfs", 0, null);
   }
 }
 
@@ -81,10 +93,13 @@ function timed(action: () => void): number {
 }
 
 /** The bind mount that makes a new root of the old one is not timed. */
-function pivot(on: Kernel, putOld: string | undefined): number {
-  const how = { methods: ["pivot"] as const, putOld: toPutOld(putOld) };
+function again(on: Kernel, how: SwitchRootOptions): number {
   mount("/", "/self", null, MS.BIND | MS.REC, null);
   return timed(() => switchRootOn(on, "/self", how));
+}
+
+function pivot(on: Kernel, putOld: string | undefined): number {
+  return again(on, { methods: ["pivot"], putOld: toPutOld(putOld) });
 }
 
 /** The time that was spent inside five of the kernel's calls. */
@@ -122,10 +137,11 @@ const waitingKernel: Kernel = {
 };
 let treeBefore = -1;
 
-function detached(on: Kernel, root: string): number {
+/** Enters a root, and returns from it; the return is not timed. */
+function enter(on: Kernel, method: "detached" | "chroot", root: string): number {
   const oldRoot = open("/", O.PATH | O.DIRECTORY | O.CLOEXEC);
   treeBefore = tree;
-  const spent = timed(() => switchRootOn(on, root, { methods: ["detached"] }));
+  const spent = timed(() => switchRootOn(on, root, { methods: [method] }));
   fchdir(oldRoot);
   chroot(".");
   close(oldRoot);
@@ -151,7 +167,7 @@ function inNamespace(path: string, putOld: string): number {
   return spent;
 }
 
-const table = new Uint8Array(4 << 20);
+const table = new Uint8Array(8 << 20);
 
 /** One loop of read(2) into one buffer. */
 function readWhole(path: string): void {
@@ -177,12 +193,23 @@ const commands: Readonly<Record<string, Command>> = {
     inside = 0;
     return pivot(clockedKernel, putOld) - inside;
   },
-  detached: (root) => detached(waitingKernel, textOf(root)),
-  "detached-close": (root) => detached(kernel, textOf(root)),
+  move: () => again(kernel, { methods: ["move"] }),
+  chroot: (root) => enter(kernel, "chroot", textOf(root)),
+  detached: (root) => enter(waitingKernel, "detached", textOf(root)),
+  "detached-close": (root) => enter(kernel, "detached", textOf(root)),
   namespace: (root, putOld) => inNamespace(textOf(root), textOf(putOld)),
   table: () => timed(() => getMounts()),
   check: (path) => timed(() => checkRoot(textOf(path))),
   read: (path) => timed(() => readWhole(textOf(path))),
+  mounts: (directory, count) => {
+    makeMounts(textOf(directory), Number(count));
+    return 0;
+  },
+  unmount: (directory) => timed(() => unmountAll(textOf(directory))),
+  resident: () => {
+    Bun.gc(true);
+    return process.memoryUsage.rss();
+  },
   spawn,
 };
 
@@ -226,8 +253,11 @@ function nextLine(): string | undefined {
   }
 }
 
-prepare();
-if (options.floor !== "") execvp(options.enter ? [options.floor, options.root] : [options.floor]);
+if (!options.prepared) {
+  prepare();
+  if (options.floor !== "") execvp(options.enter ? [options.floor, options.root] : [options.floor]);
+  execvp([process.execPath, ...process.argv.slice(1), "--prepared"]);
+}
 // An asynchronous read starts Bun's pool: the process has its usual threads.
 await Bun.file("/proc/self/status").text();
 if (options.enter) switchRoot(options.root, { methods: ["pivot"] });

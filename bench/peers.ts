@@ -58,29 +58,78 @@ export class Peer implements AsyncDisposable {
 
 export type Task = () => Promise<number[]>;
 
-/** The median of what each task gave. They take turns, in another order each round. */
-export async function medians<Name extends string>(
-  rounds: number,
-  tasks: Readonly<Record<Name, Task | undefined>>,
-): Promise<Partial<Record<Name, number>>> {
-  const entries = Object.entries<Task | undefined>(tasks).flatMap(([name, task]) =>
-    task === undefined ? [] : [{ name, task, times: [] as number[] }],
-  );
-  for (let round = 0; round < rounds; round++) {
+/** What a peer took: the median of each round, and the median of those. */
+export interface Sample {
+  readonly median: number;
+  readonly rounds: readonly number[];
+}
+
+/** What a peer took, or why there is no telling. */
+export type Measured = Sample | string;
+
+/** As many rounds as fit into the seconds, between `least` (default 5, so that there are quartiles) and `most`. */
+export interface Rounds {
+  most: number;
+  seconds: number;
+  least?: number;
+}
+
+/** Has each task done once in every round, in another order each round. One that is a string is not there, and says why. */
+export async function takeTurns<Name extends string>(
+  { most, seconds, least = 5 }: Rounds,
+  tasks: Readonly<Record<Name, Task | string>>,
+): Promise<Record<Name, Measured>> {
+  const results: Record<string, Measured> = {};
+  const entries: { name: string; task: Task; rounds: number[] }[] = [];
+  for (const [name, task] of Object.entries<Task | string>(tasks)) {
+    if (typeof task === "string") results[name] = task;
+    else entries.push({ name, task, rounds: [] });
+  }
+  const end = performance.now() + seconds * 1000;
+  for (let round = 0; round < most && (round < least || performance.now() < end); round++) {
     for (let turn = 0; turn < entries.length; turn++) {
       const entry = entries[(round + turn) % entries.length];
-      if (entry !== undefined) entry.times.push(...(await entry.task()));
+      entry?.rounds.push(median(await entry.task()));
     }
   }
-  const results: Partial<Record<string, number>> = {};
-  for (const { name, times } of entries) results[name] = median(times);
+  for (const { name, rounds } of entries) results[name] = { median: median(rounds), rounds };
   return results;
 }
 
+/** One number from two of the same run, round by round. */
+export function combine(one: Measured, other: Measured, by: (one: number, other: number) => number): Measured {
+  if (typeof one === "string") return one;
+  if (typeof other === "string") return other;
+  return { median: by(one.median, other.median), rounds: roundByRound(one, other, by) };
+}
+
+function roundByRound(one: Sample, other: Sample, by: (one: number, other: number) => number): number[] {
+  if (one.rounds.length !== other.rounds.length) throw new Error("these two did not take turns");
+  return one.rounds.map((value, round) => by(value, other.rounds[round] ?? Number.NaN));
+}
+
+/** The ratio of two medians; and what half of the ratios of the rounds lie between. */
+export interface Ratio {
+  readonly value: number;
+  readonly low: number;
+  readonly high: number;
+}
+
+export function ratioOf(one: Measured, other: Measured): Ratio | undefined {
+  if (typeof one === "string" || typeof other === "string") return undefined;
+  const ratios = roundByRound(one, other, (value, beside) => value / beside);
+  return { value: one.median / other.median, low: quantile(ratios, 0.25), high: quantile(ratios, 0.75) };
+}
+
 export function median(values: readonly number[]): number {
+  return quantile(values, 0.5);
+}
+
+/** Between two values, in proportion. */
+export function quantile(values: readonly number[], part: number): number {
   const sorted = values.toSorted((one, other) => one - other);
-  const half = sorted.length >> 1;
-  const [low, high] = [sorted[sorted.length - 1 - half], sorted[half]];
-  if (low === undefined || high === undefined) throw new Error("there is no median of nothing");
-  return (low + high) / 2;
+  const at = (sorted.length - 1) * part;
+  const [low, high] = [sorted[Math.floor(at)], sorted[Math.ceil(at)]];
+  if (low === undefined || high === undefined) throw new Error("there is no quantile of nothing");
+  return low + (high - low) * (at % 1);
 }

@@ -1,11 +1,12 @@
 /**
- * `bun run bench`: mounttree beside C, bubblewrap and util-linux. Every number is a median, every ratio one of medians from this run,
- * in which the peers took turns. All mounts are made in mount namespaces of the processes that are measured.
+ * `bun run bench`: mounttree beside C, bubblewrap, runc and util-linux, as one table: RESULTS.md and, drawn, RESULTS.svg. The peers take
+ * turns. All mounts are made in mount namespaces of the processes that are measured.
  *
- * A limit that is missed is printed; with --strict it also makes the exit status 1.
+ * `bun run bench PART...` measures some parts, and only prints them. A limit that is missed is printed; with --strict it also makes the
+ * exit status 1.
  */
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { availableParallelism, loadavg, release } from "node:os";
+import { availableParallelism, cpus, loadavg, release, totalmem } from "node:os";
 import { join } from "node:path";
 import { scripts } from "../package.json" with { type: "json" };
 import {
@@ -15,9 +16,28 @@ import {
   mountTable,
   newNamespaces,
   pivotAgainAndAgain,
-  processes,
+  switchesByMounts,
+  unmounting,
 } from "./measurements.ts";
-import { missedLimits, section } from "./report.ts";
+import { plot } from "./plot.ts";
+import { inARow, memory, processes } from "./processes.ts";
+import { Report } from "./report.ts";
+
+const parts: Readonly<Record<string, (bench: Bench) => Promise<void>>> = {
+  pivot: async (bench) => {
+    await pivotAgainAndAgain(bench, "bind");
+    await pivotAgainAndAgain(bench, "tmpfs");
+  },
+  detached,
+  namespaces: newNamespaces,
+  switches: switchesByMounts,
+  table: mountTable,
+  unmount: unmounting,
+  processes,
+  row: inARow,
+  memory,
+  entering: enteringNamespaces,
+};
 
 const checkout = join(import.meta.dir, "..");
 const hostTable = () => readFileSync("/proc/self/mountinfo", "utf8").split("\n");
@@ -32,15 +52,42 @@ function run(command: string[]): void {
   if (exitCode !== 0) stop(`${command.join(" ")}: ${stderr.toString().trim()}`);
 }
 
+/** The first line that a command prints. */
+function said(...command: [string, ...string[]]): string {
+  if (Bun.which(command[0]) === null) return "not installed";
+  const { stdout } = Bun.spawnSync(command, { cwd: checkout, stdin: "ignore", stderr: "ignore" });
+  return stdout.toString().split("\n")[0] ?? "";
+}
+
+/** What the numbers depend on. */
+function facts(): Record<string, string> {
+  const system = /^PRETTY_NAME="(.*)"$/m.exec(readFileSync("/etc/os-release", "utf8"))?.[1];
+  const virtual = /^flags\s*:.*\bhypervisor\b/m.test(readFileSync("/proc/cpuinfo", "utf8")) ? ", a virtual machine" : "";
+  return {
+    machine: `${availableParallelism()} cores (${cpus()[0]?.model.trim()}), ${(totalmem() / 2 ** 30).toFixed(0)} GiB${virtual}`,
+    kernel: `Linux ${release()}, ${process.arch}`,
+    system: `${system}, ${said("getconf", "GNU_LIBC_VERSION")}`,
+    Bun: Bun.version,
+    "util-linux": said("unshare", "--version"),
+    bubblewrap: said("bwrap", "--version"),
+    runc: said("runc", "--version"),
+    "C compiler": said(compilerName ?? "cc", "--version"),
+    load: `${loadavg()[0]?.toFixed(2)} before it began`,
+    mounttree: said("git", "describe", "--always", "--dirty", "--exclude=*"),
+    date: new Date().toISOString().slice(0, 10),
+  };
+}
+
+const compilerName = ["cc", "gcc"].find((name) => Bun.which(name) !== null);
+
 /** floor.c as a program; undefined, and said, where there is no C compiler. */
 function compileFloor(directory: string): string | undefined {
-  const compiler = Bun.which("cc") ?? Bun.which("gcc");
-  if (compiler === null) {
+  if (compilerName === undefined) {
     console.log("There is no C compiler (cc or gcc): what is measured beside C is left out.");
     return undefined;
   }
   const floor = `${directory}/floor`;
-  run([compiler, "-O2", "-o", floor, join(import.meta.dir, "floor.c")]);
+  run([compilerName, "-O2", "-o", floor, join(import.meta.dir, "floor.c")]);
   return floor;
 }
 
@@ -58,11 +105,12 @@ function compile(outfile: string, build: readonly string[]): string {
   return outfile;
 }
 
-function prepare(directory: string): Bench {
+function prepare(directory: string, report: Report): Bench {
   const empty = `${directory}/empty.ts`;
   writeFileSync(empty, "export {};\n");
   const enter = join(import.meta.dir, "enter.ts");
   return {
+    report,
     directory,
     floor: compileFloor(directory),
     mounttree: compileAlike("cli.ts", `${directory}/mounttree`),
@@ -77,23 +125,20 @@ if (process.platform !== "linux") stop("it needs Linux");
 if (process.getuid?.() !== 0) stop("it needs root: it mounts and switches, in mount namespaces of its own");
 if (Bun.which("unshare") === null) stop("it needs unshare (util-linux)");
 
+const names = process.argv.slice(2).filter((argument) => argument !== "--strict");
+const unknown = names.find((name) => !Object.hasOwn(parts, name));
+if (unknown !== undefined) stop(`there is no part '${unknown}'; there are ${Object.keys(parts).join(", ")}`);
+
 const before = hostTable();
 // Not below /tmp, which may be a tmpfs.
 const directory = mkdtempSync("/var/tmp/mounttree-bench-");
 const started = performance.now();
-const load = loadavg()[0]?.toFixed(2);
-console.log(
-  `mounttree bench: Linux ${release()}, ${process.arch}, ${availableParallelism()} cores, Bun ${Bun.version}, load ${load}`,
-);
+const measuredOn = facts();
+for (const [name, value] of Object.entries(measuredOn)) console.log(`${name}: ${value}`);
+const report = new Report();
 try {
-  const bench = prepare(directory);
-  await pivotAgainAndAgain(bench, "bind");
-  await pivotAgainAndAgain(bench, "tmpfs");
-  await detached(bench);
-  await newNamespaces(bench);
-  await mountTable(bench);
-  await processes(bench);
-  await enteringNamespaces(bench);
+  const bench = prepare(directory, report);
+  for (const [name, part] of Object.entries(parts)) if (names.length === 0 || names.includes(name)) await part(bench);
 } finally {
   const after = hostTable();
   const changed = [...before.filter((line) => !after.includes(line)), ...after.filter((line) => !before.includes(line))];
@@ -102,9 +147,12 @@ try {
   rmSync(directory, { recursive: true });
 }
 
-const missed = missedLimits();
-section(
-  `${missed.length} limits missed; the host's mount table is as it was; ${((performance.now() - started) / 1000).toFixed(0)} s`,
-  ...missed,
-);
-process.exit(process.argv.includes("--strict") && missed.length > 0 ? 1 : 0);
+const duration = `${((performance.now() - started) / 1000).toFixed(0)} s`;
+console.log(`\n${report.missed.length} limits missed; the host's mount table is as it was; ${duration}`);
+for (const limit of report.missed) console.log(`  ${limit}`);
+if (names.length === 0) {
+  writeFileSync(join(import.meta.dir, "RESULTS.md"), report.markdown({ ...measuredOn, took: duration }));
+  writeFileSync(join(import.meta.dir, "RESULTS.svg"), plot(report.sections));
+  console.log("written: bench/RESULTS.md, bench/RESULTS.svg");
+}
+process.exit(process.argv.includes("--strict") && report.missed.length > 0 ? 1 : 0);
