@@ -277,7 +277,7 @@ function decodeAny(bytes: Uint8Array): string {
 
 // --- Binding
 
-/** System calls are called by their numbers, which stand where they are used; from 424 on they are the same everywhere. */
+// System calls are called by their numbers, which stand where they are used; from 424 on they are the same everywhere.
 
 /** What is called of libc; every libc has these. Bound together: to bind a second time takes half as long as the first. */
 const functions = {
