@@ -11,6 +11,7 @@ import { type RootMethod, switchRoot } from "../../switchroot.ts";
 import * as syscalls from "../../syscalls.ts";
 import { child, own } from "../child.ts";
 import { run, shell, shellApart } from "../compiled.ts";
+import { patience } from "../hard.ts";
 import { describeError, makeRoot, mountsOf, type Observation, observe, startReader } from "../observe.ts";
 import { calls, others } from "./calls.ts";
 
@@ -93,7 +94,7 @@ describe(`on ${WORLD}`, () => {
     const seen = "inside/\nbin\ndev\nlib\nlib64\nmarker\nproc\nsub\nusr\n";
     expect(await run(["mounttree", "run", root, "--", "sh", "-c", look])).toMatchObject({ status: 7, stdout: seen, stderr: "" });
     // Which of the two it was, strace says.
-    const trace = ["strace", "-f", "-qq", "-o", `${base}/trace`, "-e", "trace=pivot_root,mount,chroot"];
+    const trace = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", `${base}/trace`, "-e", "trace=pivot_root,mount,chroot"];
     expect(await run([...trace, "mounttree", "run", root, "--", "true"])).toMatchObject({ status: 0, stderr: "" });
     const calls = fs.readFileSync(`${base}/trace`, "utf8").match(/pivot_root\(.*= 0|MS_MOVE.*= 0/g);
     expect(calls).toEqual([onInitramfs ? expect.stringContaining("MS_MOVE") : expect.stringContaining("pivot_root")]);
@@ -119,7 +120,12 @@ describe(`on ${WORLD}`, () => {
   });
 
   test(`a compiled program uses ${strongest} and goes on, as is seen from outside as well`, async () => {
-    const started = Bun.spawn([...own, "goes-on", root], { stdin: "pipe", stdout: "pipe", stderr: "inherit", timeout: 100_000 });
+    const started = Bun.spawn([...own, "goes-on", root], {
+      stdin: "pipe",
+      stdout: "pipe",
+      stderr: "inherit",
+      timeout: 60_000 * patience,
+    });
     const lines = started.stdout.pipeThrough(new TextDecoderStream()).getReader();
     const next = async (): Promise<{ method: string; rejected: { method: string; reason: string }[]; seen: Observation }> => {
       let text = "";

@@ -28,7 +28,7 @@ const concurrent = "--concurrent --max-concurrency=3";
 /** Process 1. Bun does not start where /proc is not mounted. What it prints between "@@ begin" and "@@ end" is looked for. */
 function script(files: readonly string[]): string {
   return `
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root CI=1
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root CI=1 MOUNTTREE_PATIENCE=20
 busybox mount -t proc proc /proc
 busybox mount -t sysfs sysfs /sys
 busybox mount -t devtmpfs dev /dev
