@@ -18,6 +18,10 @@ import type { Reason } from "./reasons.ts";
 /** A path: a string, the bytes of one (need not be UTF-8, no closing NUL), or a `file:` URL. */
 export type PathLike = string | Uint8Array | URL;
 
+// Not `process.arch`: `bun build --compile` puts there what it runs on itself, also where --compile-executable-path is of another architecture.
+const { arch } = process;
+const arm = arch === "arm64";
+
 // --- Constants (include/uapi/linux/*.h); the same on x86-64 and arm64 unless said.
 
 /** mount(2) flags. */
@@ -74,8 +78,8 @@ export const O: Readonly<
   CREAT: 0o100,
   EXCL: 0o200,
   NONBLOCK: 0o4000,
-  DIRECTORY: process.arch === "arm64" ? 0o40000 : 0o200000,
-  NOFOLLOW: process.arch === "arm64" ? 0o100000 : 0o400000,
+  DIRECTORY: arm ? 0o40000 : 0o200000,
+  NOFOLLOW: arm ? 0o100000 : 0o400000,
   CLOEXEC: 0o2000000,
   PATH: 0o10000000,
 };
@@ -273,8 +277,7 @@ function decodeAny(bytes: Uint8Array): string {
 
 // --- Binding
 
-/** System calls are called by their numbers, which stand where they are used; from 424 on they are the same everywhere. */
-const arm = process.arch === "arm64";
+// System calls are called by their numbers, which stand where they are used; from 424 on they are the same everywhere.
 
 /** What is called of libc; every libc has these. Bound together: to bind a second time takes half as long as the first. */
 const functions = {
@@ -313,8 +316,8 @@ function symbolsOfLibc<Functions extends Record<string, FFIFunction>>(symbols: F
 }
 
 function bind(): Libc {
-  if (process.platform !== "linux" || (process.arch !== "x64" && process.arch !== "arm64")) {
-    const message = `mounttree needs Linux on x86-64 or arm64; this is ${process.platform} on ${process.arch}`;
+  if (process.platform !== "linux" || (arch !== "x64" && !arm)) {
+    const message = `mounttree needs Linux on x86-64 or arm64; this is ${process.platform} on ${arch}`;
     throw Object.assign(new Error(message), { code: "ERR_UNSUPPORTED_PLATFORM" });
   }
   return symbolsOfLibc(functions);

@@ -6,6 +6,7 @@ import { afterEach, beforeEach, expect } from "bun:test";
 import * as fs from "node:fs";
 import { resolve } from "node:path";
 import { MNT, MS, mount, umount2 } from "../syscalls.ts";
+import { patience } from "./hard.ts";
 
 const checkout = resolve(import.meta.dir, "..");
 
@@ -47,7 +48,7 @@ export async function child<A, R>(program: (argument: A) => R | Promise<R>, argu
     stdout: "pipe",
     stderr: "pipe",
     cwd: options.cwd ?? "/",
-    timeout: 60_000,
+    timeout: 60_000 * patience,
   });
   const [stdout, stderr, exitCode] = await Promise.all([started.stdout.text(), started.stderr.text(), started.exited]);
   const last = stdout.trimEnd().split("\n").at(-1) ?? "";

@@ -4,6 +4,7 @@ import { afterAll, afterEach, beforeEach, expect } from "bun:test";
 import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { scripts } from "../package.json" with { type: "json" };
+import { patience } from "./hard.ts";
 
 export interface Way {
   name: string;
@@ -41,7 +42,7 @@ export async function run(
     stdin: Buffer.from(input),
     stdout: "pipe",
     stderr: "pipe",
-    timeout: 20_000,
+    timeout: 20_000 * patience,
     killSignal: "SIGKILL",
   });
   const [stdout, stderr] = await Promise.all([child.stdout.bytes(), child.stderr.text(), child.exited]);

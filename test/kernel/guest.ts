@@ -11,7 +11,9 @@ import { type RootMethod, switchRoot } from "../../switchroot.ts";
 import * as syscalls from "../../syscalls.ts";
 import { child, own } from "../child.ts";
 import { run, shell, shellApart } from "../compiled.ts";
+import { patience } from "../hard.ts";
 import { describeError, makeRoot, mountsOf, type Observation, observe, startReader } from "../observe.ts";
+import { calls, others } from "./calls.ts";
 
 const { WORLD } = process.env;
 const onInitramfs = WORLD === "initramfs";
@@ -92,7 +94,7 @@ describe(`on ${WORLD}`, () => {
     const seen = "inside/\nbin\ndev\nlib\nlib64\nmarker\nproc\nsub\nusr\n";
     expect(await run(["mounttree", "run", root, "--", "sh", "-c", look])).toMatchObject({ status: 7, stdout: seen, stderr: "" });
     // Which of the two it was, strace says.
-    const trace = ["strace", "-f", "-qq", "-o", `${base}/trace`, "-e", "trace=pivot_root,mount,chroot"];
+    const trace = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", `${base}/trace`, "-e", "trace=pivot_root,mount,chroot"];
     expect(await run([...trace, "mounttree", "run", root, "--", "true"])).toMatchObject({ status: 0, stderr: "" });
     const calls = fs.readFileSync(`${base}/trace`, "utf8").match(/pivot_root\(.*= 0|MS_MOVE.*= 0/g);
     expect(calls).toEqual([onInitramfs ? expect.stringContaining("MS_MOVE") : expect.stringContaining("pivot_root")]);
@@ -118,7 +120,12 @@ describe(`on ${WORLD}`, () => {
   });
 
   test(`a compiled program uses ${strongest} and goes on, as is seen from outside as well`, async () => {
-    const started = Bun.spawn([...own, "goes-on", root], { stdin: "pipe", stdout: "pipe", stderr: "inherit", timeout: 100_000 });
+    const started = Bun.spawn([...own, "goes-on", root], {
+      stdin: "pipe",
+      stdout: "pipe",
+      stderr: "inherit",
+      timeout: 60_000 * patience,
+    });
     const lines = started.stdout.pipeThrough(new TextDecoderStream()).getReader();
     const next = async (): Promise<{ method: string; rejected: { method: string; reason: string }[]; seen: Observation }> => {
       let text = "";
@@ -344,6 +351,37 @@ describe(`on ${WORLD}`, () => {
       const path = `${base}/ro${index}`;
       expect(await child(program, path, { prefix: [...own, ...tracer] })).toEqual(expected);
       fs.rmSync(path, { recursive: true });
+    }
+  });
+
+  test("each function of syscalls.ts makes the call that it is named for, and strace reads what it was given and what it got", async () => {
+    const functions = Object.entries(syscalls).filter(
+      ([, value]) => typeof value === "function" && !/^class /.test(String(value)),
+    );
+    const named = new Set([...Object.keys(calls).map((name) => name.replace(/,.*/, "")), ...others]);
+    expect(functions.map(([name]) => name).filter((name) => !named.has(name))).toEqual([]);
+    const names = new Set(Object.values(calls).map(({ traced }) => /^\w+/.exec(traced(undefined)[0] ?? "")?.[0]));
+    const trace = [
+      "strace",
+      "-f",
+      "-v",
+      "-s",
+      "200",
+      "-o",
+      `${base}/calls`,
+      "--seccomp-bpf",
+      "-e",
+      `trace=${[...names].join(",")}`,
+    ];
+    const { stdout, stderr, status } = await run([...own, ...trace, "bun", "/work/test/kernel/calls.ts"]);
+    expect({ stderr, status }).toEqual({ stderr: "", status: 0 });
+    const values: Record<string, unknown> = JSON.parse(stdout);
+    const lines = fs.readFileSync(`${base}/calls`, "utf8").split("\n");
+    for (const [name, { traced }] of Object.entries(calls)) {
+      const [first = "", ...rest] = traced(values[name]);
+      const begun = lines.filter((line) => line.replace(/^\d+ +/, "").startsWith(first));
+      const found = begun.some((line) => rest.every((part) => line.includes(part)));
+      expect({ name, found, ...(!found && { first, rest, begun }) }).toEqual({ name, found: true });
     }
   });
 

@@ -7,9 +7,9 @@
  *
  * It takes root on Debian, where it installs QEMU. The last line is `N passed, N failed`.
  */
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join, resolve } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import { fetchBun, isTarget, type Target } from "../../build.ts";
 import { scripts } from "../../package.json" with { type: "json" };
 import { mustRun, seconds } from "../container.ts";
@@ -28,7 +28,7 @@ const concurrent = "--concurrent --max-concurrency=3";
 /** Process 1. Bun does not start where /proc is not mounted. What it prints between "@@ begin" and "@@ end" is looked for. */
 function script(files: readonly string[]): string {
   return `
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root CI=1
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root CI=1 MOUNTTREE_PATIENCE=20
 busybox mount -t proc proc /proc
 busybox mount -t sysfs sysfs /sys
 busybox mount -t devtmpfs dev /dev
@@ -131,20 +131,38 @@ async function fill(machine: Machine, directory: string): Promise<string> {
   return bun;
 }
 
+/** What QEMU 7.2 does not pass on in user mode. In the machine it is looked at as well. */
+const notPassedOn = [
+  "openat2",
+  "open_tree",
+  "move_mount",
+  "mount_setattr",
+  "fsopen",
+  "fsconfig",
+  "fsmount",
+  "owningUserNamespace",
+];
+
 /** The same program, with the other architecture's Bun and with this one's, on this machine's kernel. */
 async function compareCalls(machine: Machine, bun: string, counts: Counts, signal: AbortSignal): Promise<void> {
   const program = join(import.meta.dir, "calls.ts");
-  const emulator = ["qemu-aarch64-static", "-L", machine.tree, bun];
-  const say = (command: string[]): Promise<string> =>
-    mustRun(["unshare", "--mount", "--propagation", "private", ...command, program], { signal, timeout: 60 });
-  const [here, there] = [await say([process.execPath]), await say(emulator)];
-  const [ours, theirs]: Record<string, unknown>[] = [JSON.parse(here), JSON.parse(there)];
-  for (const name of Object.keys(ours ?? {})) {
-    const [one, other] = [JSON.stringify(ours?.[name]), JSON.stringify(theirs?.[name])];
-    const same = one === other;
+  // What there is below it, the program would find instead of this machine's.
+  const libraries = join(dirname(machine.tree), "libraries");
+  mkdirSync(libraries);
+  symlinkSync(join(machine.tree, "usr/lib"), join(libraries, "lib"));
+  const say = async (command: string[]): Promise<Record<string, unknown>> =>
+    JSON.parse(await mustRun(["unshare", "--mount", ...command, program], { signal, timeout: 60 }));
+  const here = await say([process.execPath]);
+  const there = await say(["qemu-aarch64-static", "-L", libraries, bun]);
+  for (const [name, value] of Object.entries(here)) {
+    // It differs from one mount namespace to the next.
+    if (name === "statx, the mount's ID") continue;
+    const [ours, theirs] = [JSON.stringify(value), JSON.stringify(there[name])];
+    const same = ours === theirs || (notPassedOn.includes(name.replace(/,.*/, "")) && /^\[?("ENOSYS",?)+\]?$/.test(theirs));
     counts[same ? "passed" : "failed"]++;
-    console.log(`(${same ? "pass" : "fail"}) ${machine.target}, user mode: ${name}`);
-    if (!same) console.log(`  here   ${one}\n  there  ${other}`);
+    console.log(
+      `(${same ? "pass" : "fail"}) ${machine.target} in user mode emulation: ${name}: ${theirs}${same ? "" : `, here ${ours}`}`,
+    );
   }
 }
 
