@@ -1,5 +1,5 @@
 /** The roots that are switched to under strace, some at a time, and how things look from outside of who switches. */
-import { afterAll, beforeAll, expect } from "bun:test";
+import { afterAll, afterEach, beforeAll, beforeEach, expect } from "bun:test";
 import * as fs from "node:fs";
 import { parseMountInfo } from "../../mountinfo.ts";
 import { AT, MNT, mount, STATX, statx, umount2 } from "../../syscalls.ts";
@@ -18,11 +18,10 @@ export type Kind = "directory" | "mount point";
 const base = "/tmp/faults";
 const places = Array.from({ length: navigator.hardwareConcurrency + 1 }, (_, index) => `${base}/place${index}`);
 
-/** Makes the roots before the tests of a file, and sees afterwards to it that they left nothing: no mount, process or namespace. */
+/** Makes the roots before the tests of a file, and sees to it that none of these leaves anything: no mount, process or namespace. */
 export function useRoots(propagation: number): void {
   let before: Leftovers;
   beforeAll(() => {
-    before = leftovers();
     fs.mkdirSync(base);
     mount("faults", base, "tmpfs", 0, null);
     mount(null, base, null, propagation, null);
@@ -39,10 +38,13 @@ export function useRoots(propagation: number): void {
       fs.writeFileSync(`${place}/away/file`, "");
     }
   });
+  beforeEach(() => {
+    before = leftovers();
+  });
+  afterEach(() => expect(leftovers()).toEqual(before));
   afterAll(() => {
     umount2(base, MNT.DETACH);
     fs.rmdirSync(base);
-    expect(leftovers()).toEqual(before);
   });
 }
 

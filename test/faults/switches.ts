@@ -129,25 +129,26 @@ export interface Ran {
   calls: Call[];
 }
 
-/** Runs `hello` of the root. */
-export async function runIn(place: Place, given: CommandCase, fault?: Fault): Promise<Ran> {
+/** Starts `hello` of the root. */
+export function startCommand(place: Place, given: CommandCase, fault?: Fault): Traced {
   const { mounttree, program, kind } = given;
-  const root = rootOf(place, kind);
-  tidy(root);
   const options = given.options.map((option) => option.replace("PLACE", place.path));
-  const command: [string, ...string[]] = [mounttree, "run", ...options, root, "/hello", "to", "you"];
+  const command: [string, ...string[]] = [mounttree, "run", ...options, rootOf(place, kind), "/hello", "to", "you"];
   const at = { log: place.log, cwd: `${place.path}/away` };
-  const request = (its: Fault): Request => ({ path: "", options: {}, fault: its, command });
-  const before = outsideOf(place, kind);
-  const traced =
-    fault !== undefined && isNewerThanStrace(fault)
-      ? new Traced([program, JSON.stringify(request(fault))], { ...at, trace: "access" })
-      : new Traced(command, { ...at, fault });
+  if (fault === undefined || !isNewerThanStrace(fault)) return new Traced(command, { ...at, fault });
+  const request: Request = { path: "", options: {}, fault, command };
+  return new Traced([program, JSON.stringify(request)], { ...at, trace: "access" });
+}
+
+export async function runIn(place: Place, given: CommandCase, fault?: Fault): Promise<Ran> {
+  tidy(rootOf(place, given.kind));
+  const before = outsideOf(place, given.kind);
+  const traced = startCommand(place, given, fault);
   const stdout: string[] = [];
   for (let line = await traced.line(); line !== undefined; line = await traced.line()) stdout.push(line);
   const { status, stderr, log } = await traced.finish();
   const calls = parseTrace(log, Number(/^\d+/.exec(log)?.[0]));
-  return { status, stdout, stderr, before, after: outsideOf(place, kind), calls };
+  return { status, stdout, stderr, before, after: outsideOf(place, given.kind), calls };
 }
 
 /** The calls of the command, from its own first one to the execve(2) of what it runs. */
