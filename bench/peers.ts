@@ -72,11 +72,13 @@ export interface Rounds {
   most: number;
   seconds: number;
   least?: number;
+  /** Whether each number that a task gives is a round of its own, and not their median. Default false. */
+  each?: boolean;
 }
 
 /** Has each task done once in every round, in another order each round. One that is a string is not there, and says why. */
 export async function takeTurns<Name extends string>(
-  { most, seconds, least = 5 }: Rounds,
+  { most, seconds, least = 5, each = false }: Rounds,
   tasks: Readonly<Record<Name, Task | string>>,
 ): Promise<Record<Name, Measured>> {
   const results: Record<string, Measured> = {};
@@ -89,7 +91,9 @@ export async function takeTurns<Name extends string>(
   for (let round = 0; round < most && (round < least || performance.now() < end); round++) {
     for (let turn = 0; turn < entries.length; turn++) {
       const entry = entries[(round + turn) % entries.length];
-      entry?.rounds.push(median(await entry.task()));
+      if (entry === undefined) continue;
+      const values = await entry.task();
+      entry.rounds.push(...(each ? values : [median(values)]));
     }
   }
   for (const { name, rounds } of entries) results[name] = { median: median(rounds), rounds };

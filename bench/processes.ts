@@ -135,18 +135,27 @@ export async function processes(bench: Bench): Promise<void> {
 }
 
 const row = 200;
+const block = 20;
 
 export async function inARow(bench: Bench): Promise<void> {
   const root = makeRoot(bench);
-  bench.report.section(`the same, ${row} times in a row before it is the next one's turn`, [`A median of means of ${row}.`]);
+  bench.report.section(
+    `that process ${row} times in a row, before it is the next one's turn`,
+    [`Rounds: means of ${block} in a row, the first ${block} of one beside the first ${block} of the other, and so on.`],
+    { drawn: true },
+  );
   for (const mounts of [few, many]) {
     await using starter = startWith(bench, mounts);
     const tasks = withEach(commands(bench, root, "/bin/true"), (command) => async () => {
       const times = await starter.ask("spawn", row, ...command);
-      return [times.reduce((sum, time) => sum + time, 0) / row];
+      return Array.from({ length: row / block }, (_, at) => mean(times.slice(at * block, (at + 1) * block)));
     });
-    bench.report.rows(...besidePeers(await takeTurns({ most: 5, least: 3, seconds: 40 }, tasks), mounts));
+    bench.report.rows(...besidePeers(await takeTurns({ most: 4, least: 2, seconds: 40, each: true }, tasks), mounts));
   }
+}
+
+function mean(values: readonly number[]): number {
+  return values.reduce((sum, value) => sum + value, 0) / values.length;
 }
 
 // --- Memory

@@ -128,7 +128,9 @@ function table(head: readonly string[], rows: readonly (readonly string[])[]): s
 }
 
 function ratioIn({ measured, beside }: Row): Ratio | undefined {
-  return beside && ratioOf(measured, beside.measured);
+  const ratio = beside && ratioOf(measured, beside.measured);
+  // Nothing beside nothing is no ratio.
+  return ratio === undefined || Number.isNaN(ratio.value) ? undefined : ratio;
 }
 
 function cellsOf(row: Row, unit: Section["unit"]): string[] {
@@ -156,7 +158,6 @@ function ahead({ what, is }: Beside, ratio: Ratio | undefined): string {
 }
 
 function digits(ratio: number): string {
-  if (Number.isNaN(ratio)) return "-";
   return ratio.toFixed(ratio < 0.1 ? 3 : ratio < 10 ? 2 : ratio < 100 ? 1 : 0);
 }
 
