@@ -221,6 +221,18 @@ export const calls: Readonly<Record<string, Traced>> = {
     run: () => syscalls.faultsOfChildren(),
     traced: (value) => ["getrusage(RUSAGE_CHILDREN, {", `ru_minflt=${value}, `, "= 0"],
   },
+  setThreadName: {
+    run: () => syscalls.setThreadName("@name"),
+    traced: () => ['prctl(PR_SET_NAME, "@name") ', "= 0"],
+  },
+  // What the call before it has set.
+  threadName: { run: () => syscalls.threadName(), traced: () => ['prctl(PR_GET_NAME, "@name") ', "= 0"] },
+  isOpen: { run: () => [0, none].map(syscalls.isOpen), traced: () => [`fcntl(${none}, F_GETFD) `, "EBADF"] },
+  dup3: {
+    run: () => syscalls.dup3(none, none + 1, O.CLOEXEC),
+    traced: () => [`dup3(${none}, ${none + 1}, O_CLOEXEC) `, "EBADF"],
+  },
+  columnsOf: { run: () => syscalls.columnsOf(none) ?? null, traced: () => [`ioctl(${none}, TIOCGWINSZ, `, "EBADF"] },
   fcntl: { run: () => syscalls.fcntl(none, F.SETFD, 1), traced: () => [`fcntl(${none}, F_SETFD, FD_CLOEXEC) `, "EBADF"] },
   "fcntl, flags": {
     run: () => [F.GETFD, F.GETFL].map((command) => attempt(() => syscalls.fcntl(none, command))),

@@ -13,7 +13,6 @@ import { child, own } from "../child.ts";
 import { run, shell, shellApart } from "../compiled.ts";
 import { patience } from "../hard.ts";
 import { describeError, makeRoot, mountsOf, type Observation, observe, startReader } from "../observe.ts";
-import { calls, others } from "./calls.ts";
 
 const { WORLD } = process.env;
 const onInitramfs = WORLD === "initramfs";
@@ -351,37 +350,6 @@ describe(`on ${WORLD}`, () => {
       const path = `${base}/ro${index}`;
       expect(await child(program, path, { prefix: [...own, ...tracer] })).toEqual(expected);
       fs.rmSync(path, { recursive: true });
-    }
-  });
-
-  test("each function of syscalls.ts makes the call that it is named for, and strace reads what it was given and what it got", async () => {
-    const functions = Object.entries(syscalls).filter(
-      ([, value]) => typeof value === "function" && !/^class /.test(String(value)),
-    );
-    const named = new Set([...Object.keys(calls).map((name) => name.replace(/,.*/, "")), ...others]);
-    expect(functions.map(([name]) => name).filter((name) => !named.has(name))).toEqual([]);
-    const names = new Set(Object.values(calls).map(({ traced }) => /^\w+/.exec(traced(undefined)[0] ?? "")?.[0]));
-    const trace = [
-      "strace",
-      "-f",
-      "-v",
-      "-s",
-      "200",
-      "-o",
-      `${base}/calls`,
-      "--seccomp-bpf",
-      "-e",
-      `trace=${[...names].join(",")}`,
-    ];
-    const { stdout, stderr, status } = await run([...own, ...trace, "bun", "/work/test/kernel/calls.ts"]);
-    expect({ stderr, status }).toEqual({ stderr: "", status: 0 });
-    const values: Record<string, unknown> = JSON.parse(stdout);
-    const lines = fs.readFileSync(`${base}/calls`, "utf8").split("\n");
-    for (const [name, { traced }] of Object.entries(calls)) {
-      const [first = "", ...rest] = traced(values[name]);
-      const begun = lines.filter((line) => line.replace(/^\d+ +/, "").startsWith(first));
-      const found = begun.some((line) => rest.every((part) => line.includes(part)));
-      expect({ name, found, ...(!found && { first, rest, begun }) }).toEqual({ name, found: true });
     }
   });
 

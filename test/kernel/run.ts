@@ -19,6 +19,7 @@ import { otherwise } from "./otherwise.ts";
 
 const checkout = resolve(import.meta.dir, "../..");
 const guest = "test/kernel/guest.ts";
+const traced = "test/kernel/calls.test.ts";
 
 const worlds = ["initramfs", "tmpfs"] as const;
 
@@ -167,18 +168,19 @@ async function compareCalls(machine: Machine, bun: string, counts: Counts, signa
 }
 
 async function main(signal: AbortSignal, counts: Counts): Promise<void> {
-  const [first = "x64", ...files] = process.argv.slice(2);
+  const [first = "x64", ...more] = process.argv.slice(2);
+  const files = [traced, ...more];
   const target = first === "x86" ? "x64" : first;
   if (!isTarget(target)) throw new Error(`'${first}' is none of x86, arm64`);
   const directory = mkdtempSync(join(tmpdir(), "mounttree-kernel-"));
   try {
     const preparing = performance.now();
-    const machine = await prepareMachine(target, directory, [...tools, ...(files.length > 0 ? moreTools : [])], signal);
+    const machine = await prepareMachine(target, directory, [...tools, ...(more.length > 0 ? moreTools : [])], signal);
     const bun = await fill(machine, directory);
     console.log(`${target}: kernel and programs in ${seconds(preparing)}`);
     if (target !== process.arch) await compareCalls(machine, bun, counts, signal);
     const booting = performance.now();
-    const text = await boot(machine, script(files), { timeout: files.length > 0 ? 7200 : 600, signal });
+    const text = await boot(machine, script(files), { timeout: more.length > 0 ? 14400 : 1200, signal });
     const kernel = /^@@ kernel (.*)$/m.exec(text)?.[1] ?? "no kernel";
     console.log(`${target}: Linux ${kernel}, from power on to power off in ${seconds(booting)}`);
     const before = counts.failed;
