@@ -2,7 +2,7 @@
  * What can be known about a switch before anything is changed: who lives in this mount namespace, whether the process
  * was chrooted before, which mounts propagate, which thread would stay behind. Nothing here changes anything.
  */
-import { findMount, type MountInfo, mountedByTable, mountIdOf, parseMountInfo } from "./mountinfo.ts";
+import { findMount, type MountInfo, mountedByTable, mountIdOf, parseMountInfo, readMountInfo } from "./mountinfo.ts";
 import {
   AT,
   CAP,
@@ -176,7 +176,7 @@ function openProcDirectory(): number | undefined {
 
 /** This process's mount table, from a procfs that is one, whatever lies on /proc. */
 export function mountTable(proc: number): MountInfo[] {
-  return parseMountInfo(readFile("self/mountinfo", proc));
+  return parseMountInfo(readMountInfo("self/mountinfo", proc));
 }
 
 /** The path of a descriptor, from this process's root, in bytes. */

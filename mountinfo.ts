@@ -33,6 +33,7 @@ import {
   readFile,
   readlinkat,
   STATX,
+  SyscallError,
   statx,
 } from "./syscalls.ts";
 
@@ -101,11 +102,12 @@ const table = "/proc/self/mountinfo";
 /**
  * Reads this process's mount table, in the kernel's order.
  *
- * It lists what can be reached from the process's root. Inside a detached root (method `detached`
- * of `switchRoot`) the kernel lists nothing, and the result is empty.
+ * A mount that is there all the time is in it, once, whatever is mounted and unmounted meanwhile. It lists what can be reached from
+ * the process's root. Inside a detached root (method `detached` of `switchRoot`) the kernel lists nothing, and the result is empty.
  *
  * @param filter Which mounts to give. Default: all.
- * @throws SyscallError if /proc is not mounted; {@link MountInfoError} if a line does not parse.
+ * @throws SyscallError if /proc is not mounted, or with `EAGAIN`, on Linux before 5.8, if mounts come and go too fast for it;
+ *   {@link MountInfoError} if a line does not parse.
  */
 export function getMounts(filter?: MountFilter): MountInfo[] {
   if (filter !== undefined) checkFilter(filter);
@@ -147,6 +149,11 @@ export function parseMountInfo(source: string | Uint8Array, filter?: MountFilter
 
 /** Parses while reading, into one block that is used again: the memory for a whole table would cost as much as parsing it. */
 function readTable(mounts: MountInfo[], first?: MountFilter): void {
+  if (!readsWhole()) {
+    const bytes = readMountInfo(table);
+    parseLines(newLine(), bytes, bytes.length, true, mounts, first);
+    return;
+  }
   const fd = open(table, O.RDONLY | O.CLOEXEC);
   try {
     let block = new Uint8Array(65536);
@@ -170,6 +177,36 @@ function readTable(mounts: MountInfo[], first?: MountFilter): void {
   } finally {
     close(fd);
   }
+}
+
+/**
+ * The bytes of a mountinfo file.
+ *
+ * @param dirfd Where a relative path begins.
+ * @throws SyscallError; with `EAGAIN` on Linux before 5.8 if mounts come and go too fast for it.
+ */
+export function readMountInfo(path: string, dirfd: number = AT.FDCWD): Uint8Array {
+  let bytes = readFile(path, dirfd);
+  if (readsWhole()) return bytes;
+  for (let attempt = 1; attempt <= 100; attempt++) {
+    const again = readFile(path, dirfd);
+    if (Buffer.compare(again, bytes) === 0) return again;
+    bytes = again;
+  }
+  const EAGAIN = 11;
+  throw new SyscallError("read", EAGAIN, path);
+}
+
+let whole: boolean | undefined;
+
+/**
+ * Whether one reading of a table has every mount that was there all the time. Before Linux 5.8 one can be missing when another is
+ * unmounted between two calls of read(2): there the table is read until it is the same twice in a row.
+ */
+function readsWhole(): boolean {
+  // Its version is not asked for, which a vendor can choose: statx(2) has told the mount's ID since the same.
+  whole ??= (statx(AT.FDCWD, "/", quietly, STATX.MNT_ID).mask & STATX.MNT_ID) !== 0;
+  return whole;
 }
 
 const space = 0x20;

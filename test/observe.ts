@@ -89,6 +89,11 @@ export function mountsOf(pid: number | "self"): MountInfo[] {
   return parseMountInfo(fs.readFileSync(`/proc/${pid}/mountinfo`));
 }
 
+/** The numbers of all processes that there are. */
+export function processes(): string[] {
+  return fs.readdirSync("/proc").filter((name) => /^\d+$/.test(name));
+}
+
 /** What a test wants to know of an error, as JSON can carry it. */
 export interface DescribedError {
   name: string;

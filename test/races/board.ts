@@ -22,7 +22,10 @@ export const destinationKinds = [
   "swaps its parent with another directory",
 ] as const;
 
-export type Race = `path: ${(typeof pathKinds)[number]}` | `destination: ${(typeof destinationKinds)[number]}`;
+export type Race =
+  | `path: ${(typeof pathKinds)[number]}`
+  | `destination: ${(typeof destinationKinds)[number]}`
+  | "table: unmounts and mounts";
 
 export const base = "/tmp/races";
 
@@ -64,6 +67,10 @@ export const places: Readonly<Record<Place, string>> = {
   outside: `${base}/outside`,
   source: `${base}/source`,
 };
+
+/** Where something is mounted all the time, and where it comes and goes. */
+export const steady: readonly string[] = Array.from({ length: 300 }, (_, index) => `${base}/steady-${index}`);
+export const fleeting: readonly string[] = steady.map((place) => place.replace("steady", "fleeting"));
 
 const up = "../../../../../../../..";
 

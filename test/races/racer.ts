@@ -5,7 +5,7 @@
 import { dlopen } from "bun:ffi";
 import * as fs from "node:fs";
 import { MNT, MS, mount, SyscallError, umount2 } from "../../syscalls.ts";
-import { links, openBoard, places, type Race } from "./board.ts";
+import { fleeting, links, openBoard, places, type Race } from "./board.ts";
 
 const { path, parent, spare, spareParent, cover, coverParent, holder, beside } = places;
 const { destination, destinationParent, spareDestinationParent } = places;
@@ -71,6 +71,11 @@ const races: Record<Race, Changes> = {
   "destination: swaps it with symlinks": swapWith(destination, Object.keys(links.destination)),
   "destination: swaps its parent with symlinks": swapWith(destinationParent, Object.keys(links.destinationParent)),
   "destination: swaps its parent with another directory": swapWith(destinationParent, [spareDestinationParent]),
+  "table: unmounts and mounts": [
+    // Not in the order of the table.
+    ...fleeting.toSorted().map((place) => () => umount2(place, 0)),
+    ...fleeting.map((place) => () => mount("fleeting", place, "tmpfs", 0, null)),
+  ],
 };
 
 const [name = ""] = process.argv.slice(2);

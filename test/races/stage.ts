@@ -223,8 +223,3 @@ export async function startInside(mounttree: string, options: readonly string[])
   };
   return { pid: started.pid, error, end };
 }
-
-/** The numbers of all processes that there are. */
-export function processes(): string[] {
-  return fs.readdirSync("/proc").filter((name) => /^\d+$/.test(name));
-}

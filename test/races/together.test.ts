@@ -2,9 +2,9 @@
 import { expect, test } from "bun:test";
 import * as fs from "node:fs";
 import { compile, scratchDirectory } from "../compiled.ts";
-import { mountsOf } from "../observe.ts";
+import { mountsOf, processes } from "../observe.ts";
 import { places } from "./board.ts";
-import { identity, Outcomes, plans, processes, rootOf, Switcher, setStage, startInside, tableOf } from "./stage.ts";
+import { identity, Outcomes, plans, rootOf, Switcher, setStage, startInside, tableOf } from "./stage.ts";
 
 const { path, source } = places;
 const mounttree = await compile(scratchDirectory());

@@ -1,0 +1,49 @@
+/** Thousands of `mounttree run` leave nothing, and the last one takes no more memory than the first. */
+import { expect, test } from "bun:test";
+import * as fs from "node:fs";
+import { join } from "node:path";
+import { compile, makeRoot, mountTable, scratchDirectory, userland, watchMountTable } from "../compiled.ts";
+import { amount, hard } from "../hard.ts";
+import { processes } from "../observe.ts";
+
+const scratch = scratchDirectory();
+const mounttree = await compile(scratch);
+const root = makeRoot(join(scratch, "root"));
+watchMountTable();
+
+const times = amount(5000, 50);
+
+/** Runs it once, with all kinds of mounts; gives the most memory that it had, in bytes. */
+async function runOnce(method: string): Promise<number> {
+  const mounts = [...userland, "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--bind", scratch, "/made/here"];
+  const started = Bun.spawn([mounttree, "run", "--method", method, ...mounts, root, "true"], { stdin: "ignore" });
+  expect(await started.exited).toBe(0);
+  return started.resourceUsage()?.maxRSS ?? Number.NaN;
+}
+
+function median(numbers: readonly number[]): number {
+  return numbers.toSorted((one, other) => one - other)[numbers.length >> 1] ?? Number.NaN;
+}
+
+/** What it may leave: a mount namespace ends with its last process, unless it is mounted somewhere. */
+function left(): unknown {
+  return { table: mountTable(), processes: processes(), root: fs.readdirSync(root, { recursive: true }).sort() };
+}
+
+test(`${times} mounttree run leave mounts, processes, and the root where they were, and take the same memory`, async () => {
+  const methods = ["pivot", "move", "detached", "chroot"];
+  for (const method of methods) await runOnce(method);
+  const before = left();
+  const memory: number[] = [];
+  while (memory.length < times) {
+    // Two at a time.
+    const method = methods[(memory.length >> 1) % methods.length] ?? "";
+    memory.push(...(await Promise.all([runOnce(method), runOnce(method)])));
+  }
+  expect(left()).toEqual(before);
+  const part = Math.ceil(times / 10);
+  const [first, last] = [median(memory.slice(0, part)), median(memory.slice(-part))];
+  if (hard) console.log(`${times} runs; the most memory of one, in bytes: ${first} in the first tenth, ${last} in the last`);
+  // Each is a process of its own: the same, but for where the kernel happens to put pages.
+  expect(Math.abs(last - first)).toBeLessThan(1 << 20);
+}, 400_000);
