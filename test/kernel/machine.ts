@@ -188,7 +188,7 @@ export async function boot(
     [
       // Should this process be killed, so is that.
       ...["setpriv", "--pdeathsig", "KILL"],
-      ...[...emulator, "-accel", "tcg,thread=multi", "-smp", "2", "-m", "3G", "-nic", "none", "-nographic", "-no-reboot"],
+      ...[...emulator, "-accel", "tcg,thread=multi", "-smp", "2", "-m", "4G", "-nic", "none", "-nographic", "-no-reboot"],
       ...["-kernel", kernel, "-initrd", initramfs, "-append", `console=${console} panic=-1 quiet loglevel=1`],
     ],
     { timeout, signal },

@@ -2,7 +2,7 @@
  * Runs tests on Linux 6.1 in an emulated machine: `bun test/kernel/run.ts [x64|x86|arm64] [FILE]...`.
  *
  * guest.ts runs twice there: on the initramfs, whose root cannot be pivoted, and on a tmpfs that was moved into, whose root can. FILEs are
- * test files, such as test/mount.test.ts, that run on the tmpfs as well. With arm64, calls.ts is compared besides, as that
+ * test files, such as test/mount.test.ts, that run on the tmpfs as well. With arm64, syscalls.ts is compared besides, as that
  * architecture's Bun runs it in user mode emulation on this machine's kernel, with what it says here.
  *
  * It takes root on Debian, where it installs QEMU. The last line is `N passed, N failed`.
@@ -19,7 +19,7 @@ import { otherwise } from "./otherwise.ts";
 
 const checkout = resolve(import.meta.dir, "../..");
 const guest = "test/kernel/guest.ts";
-const traced = "test/kernel/calls.test.ts";
+const traced = "test/kernel/syscalls.test.ts";
 
 const worlds = ["initramfs", "tmpfs"] as const;
 
@@ -146,7 +146,7 @@ const notPassedOn = [
 
 /** The same program, with the other architecture's Bun and with this one's, on this machine's kernel. */
 async function compareCalls(machine: Machine, bun: string, counts: Counts, signal: AbortSignal): Promise<void> {
-  const program = join(import.meta.dir, "calls.ts");
+  const program = join(import.meta.dir, "syscalls.ts");
   // What there is below it, the program would find instead of this machine's.
   const libraries = join(dirname(machine.tree), "libraries");
   mkdirSync(libraries);

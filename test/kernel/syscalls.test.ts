@@ -4,7 +4,7 @@ import * as fs from "node:fs";
 import * as syscalls from "../../syscalls.ts";
 import { own } from "../child.ts";
 import { checkout, run } from "../compiled.ts";
-import { calls, others } from "./calls.ts";
+import { calls, others } from "./syscalls.ts";
 
 test("every function of syscalls.ts is looked at", () => {
   const functions = Object.entries(syscalls).filter(([, value]) => typeof value === "function" && !/^class /.test(String(value)));
@@ -16,7 +16,7 @@ test("each makes the call that it is named for, and strace reads what it was giv
   const names = new Set(Object.values(calls).map(({ traced }) => /^\w+/.exec(traced(undefined)[0] ?? "")?.[0]));
   const path = "/tmp/calls";
   const trace = ["strace", "-f", "-v", "-s", "200", "-o", path, "--seccomp-bpf", "-e", `trace=${[...names].join(",")}`];
-  const { stdout, stderr, status } = await run([...own, ...trace, process.execPath, `${checkout}/test/kernel/calls.ts`]);
+  const { stdout, stderr, status } = await run([...own, ...trace, process.execPath, `${checkout}/test/kernel/syscalls.ts`]);
   expect({ stderr, status }).toEqual({ stderr: "", status: 0 });
   const values: Record<string, unknown> = JSON.parse(stdout);
   const lines = fs.readFileSync(path, "utf8").split("\n");
