@@ -1,13 +1,14 @@
 #!/usr/bin/env -S bun --no-env-file --config=/dev/null --tsconfig-override=/dev/null
 /** The `mounttree` command. Whoever runs it may be root in somebody else's directory: nothing is read from there (see the first line). */
 import { checkRoot, type RootCheck } from "./checkroot.ts";
+import { type Argument, type MountOption, type RunRequest, readCommandLine, UsageError } from "./commandline.ts";
 import { type Call, explained } from "./diagnose.ts";
 import { ExecError, exec, prepareExec } from "./exec.ts";
 import { drawTree, printableText } from "./ls.ts";
 import { version } from "./package.json" with { type: "json" };
 import { restartAlone } from "./restart.ts";
 import { bindInside, devInside, openBound, openDirectory, procInside, tmpfsInside } from "./rootfs.ts";
-import { type PutOld, type RootMethod, SwitchRootError, switchRootOfThread } from "./switchroot.ts";
+import { SwitchRootError, switchRootOfThread } from "./switchroot.ts";
 import {
   AT,
   CLONE,
@@ -16,7 +17,6 @@ import {
   isRefusal,
   MS,
   mount,
-  type PathLike,
   pathText,
   readFile,
   resetSignal,
@@ -26,114 +26,15 @@ import {
 } from "./syscalls.ts";
 import { enterUserNamespace } from "./usernamespace.ts";
 
-const help = `mounttree: change what a command sees as "/"
-
-usage: mounttree run [OPTION]... ROOT [--] [COMMAND [ARG]...]
-       mounttree ls [--json] [PATH]
-       mounttree check [--json] ROOT
-       mounttree --help | --version
-
-  run     run a command in a root file system of its own
-  ls      show the mount tree
-  check   say by which methods ROOT could become "/", and why not by the others
-
-mounttree COMMAND --help says more.
-`;
-
-const runHelp = `usage: mounttree run [OPTION]... ROOT [--] [COMMAND [ARG]...]
-
-Takes a mount namespace of its own, makes the directory ROOT its "/", and replaces itself with
-COMMAND (default: /bin/sh), which is looked up there. Nothing outside sees a mount made here.
-
-  --method LIST        how, in order of preference: pivot, move, detached, chroot
-                       (default: pivot,move)
-  --put-old WHERE      where pivot_root(2) puts the old root: stacked (default), or directory,
-                       a temporary one in ROOT; if this is killed half-way it stays, empty
-  --chdir DIR          start COMMAND in DIR of the new root (default: /)
-  --user               take a user namespace as well, which needs no privileges; who is not root
-                       gets one without asking. Otherwise this needs CAP_SYS_ADMIN
-  --map-same           be in it the user and the group that called (default)
-  --map-root           be root in it, with root's rights over what belongs to the namespace
-  --keep-fds           leave descriptors above 2 open for COMMAND, but for eventfds and epoll
-                       instances, which cannot be told from Bun's own
-
-Mounted in ROOT, in the order given. A missing DEST is made in ROOT, and stays there:
-
-  --bind SRC DEST      SRC and all mounts below it; no devices, no set-user-ID programs
-  --ro-bind SRC DEST   the same, read-only
-  --tmpfs DEST         an empty tmpfs
-  --proc DEST          a procfs of the current PID namespace; where a new one is not allowed, the
-                       one on /proc, if it shows that PID namespace and no other
-  --dev DEST           a small /dev: null zero full random urandom tty pts ptmx shm fd std*
-
-Exit status: that of COMMAND; 125 if mounttree fails, 126 if COMMAND cannot be executed,
-127 if it is not found.
-`;
-
-const lsHelp = `usage: mounttree ls [--json] [PATH]
-
-Shows the mounts of this mount namespace as a tree: what is mounted, where, how, and to where
-mount events propagate. With PATH: the mount that PATH lies on, and what is mounted below PATH.
-
-  --json   as JSON, an array of objects with the fields of proc_pid_mountinfo(5)
-
-PROPAGATION is that of mount_namespaces(7): what is mounted inside goes to peers and comes from
-them (shared), comes from a master (slave), neither (private), nor can it be bound (unbindable).
-
-Exit status: 0, or 125 if mounttree fails.
-`;
-
-const checkHelp = `usage: mounttree check [--json] ROOT
-
-Says for each method whether it would work with ROOT, and if not, why: for a process as it is
-started here, without a namespace of its own. 'mounttree run' takes one first; to see what it
-would find, ask as 'unshare --mount mounttree check ROOT', without root's rights as
-'unshare --user --map-root-user --mount mounttree check ROOT'. Nothing is changed.
-
-It names directories that a 'mounttree run --put-old directory' left in ROOT when it was killed.
-
-  --json   as JSON: { root, methods: [{ method, works, reason, message, lost }], leftBehind }
-
-Exit status: 0 if pivot, move or detached would work, 1 if none of them, 125 if mounttree fails.
-`;
-
-/** Wrong options or arguments; the message says which. */
-class UsageError extends Error {
-  override readonly name = "UsageError";
-  /** Whose help to point to: "run ", "ls ", "check ", or nothing. */
-  readonly command: string;
-
-  constructor(message: string) {
-    super(message);
-    this.command = /^(run|ls|check)(?=: )/.exec(message)?.[0].concat(" ") ?? "";
-  }
-}
-
-/** An argument: a string, or its bytes where they are not UTF-8. */
-type Argument = string | Uint8Array;
-
 function main(): void {
   // Bun ignores it, so that a reader who goes away would not end this.
   const SIGPIPE = 13;
   resetSignal(SIGPIPE);
-  const args = commandLine();
-  const command = args.shift();
-  if (command === "run") run(args);
-  else if (command === "ls") ls(args);
-  else if (command === "check") check(args);
-  else if (isHelp(command)) print(help);
-  else if (command === "--version") print(`mounttree ${version}\n`);
-  else refuseCommand(command);
-}
-
-function refuseCommand(command: Argument | undefined): never {
-  if (command === undefined) throw new UsageError("a command is missing: run, ls or check");
-  const name = pathText(command);
-  throw new UsageError(`${name.startsWith("-") ? "unknown option" : "unknown command"} '${name}'`);
-}
-
-function isHelp(option: Argument | undefined): boolean {
-  return option === "--help" || option === "-h";
+  const request = readCommandLine(commandLine());
+  if (request.command === "run") run(request);
+  else if (request.command === "ls") ls(request.path, request.json);
+  else if (request.command === "check") check(request.path, request.json);
+  else print(request.command === "help" ? request.text : `mounttree ${version}\n`);
 }
 
 /** The arguments. What is not UTF-8 is lost in `process.argv`: then they come from the bytes that the kernel keeps. */
@@ -160,140 +61,16 @@ function commandLineBytes(): Argument[] {
 
 // --- run
 
-interface RunOptions {
-  methods: readonly RootMethod[];
-  putOld: PutOld;
-  /** Where COMMAND starts; in "/" if there is none. */
-  directory: Argument | undefined;
-  keepDescriptors: boolean;
-  /** Whether a user namespace is wanted, and not only where there is no other way. */
-  user: boolean;
-  /** Whether the caller is root in it. Undefined: not said. */
-  mapRoot: boolean | undefined;
-  /** What to mount in the root, in this order. */
-  mounts: MountOption[];
-}
-
-interface MountOption {
-  option: "--bind" | "--ro-bind" | "--tmpfs" | "--proc" | "--dev";
-  /** What to bind; of no meaning for the others. */
-  source: Argument;
-  destination: Argument;
-}
-
-const methodNames: readonly RootMethod[] = ["pivot", "move", "detached", "chroot"];
-
-function run(args: Argument[]): void {
-  const options: RunOptions = {
-    methods: ["pivot", "move"],
-    putOld: "stacked",
-    directory: undefined,
-    keepDescriptors: false,
-    user: false,
-    mapRoot: undefined,
-    mounts: [],
-  };
-  let root = args.shift();
-  while (root !== undefined && root !== "--" && pathText(root).startsWith("-")) {
-    if (!takeOption(root, args, options)) {
-      print(runHelp);
-      return;
-    }
-    root = args.shift();
-  }
-  if (root === "--") root = args.shift();
-  if (root === undefined) throw new UsageError("run: ROOT is missing");
-  if (options.mapRoot !== undefined && !options.user && process.geteuid?.() === 0) {
-    throw new UsageError("run: --map-same and --map-root go with --user, which root does not get without asking");
-  }
-  if (args[0] === "--") args.shift();
-  else if (args[0] !== undefined && pathText(args[0]).startsWith("-")) {
-    throw new UsageError(
-      `run: '${pathText(args[0])}' comes after ROOT: options go before it (a command of such a name, after --)`,
-    );
-  }
-  const command: [PathLike, ...PathLike[]] = [args.shift() ?? "/bin/sh", ...args];
-  const prepared = prepareExec(options.keepDescriptors);
-  enter(root, options);
-  exec(command, prepared);
-}
-
-/** False if it was for help. */
-function takeOption(option: Argument, rest: Argument[], options: RunOptions): boolean {
-  switch (option) {
-    case "--method":
-      options.methods = pathText(nextValue(option, rest, "a list of methods"))
-        .split(",")
-        .map(toMethod);
-      return true;
-    case "--put-old":
-      options.putOld = toPutOld(pathText(nextValue(option, rest, "'stacked' or 'directory'")));
-      return true;
-    case "--chdir":
-      options.directory = nextValue(option, rest, "a directory");
-      return true;
-    case "--user":
-      options.user = true;
-      return true;
-    case "--map-same":
-    case "--map-root":
-      if (options.mapRoot === (option !== "--map-root"))
-        throw new UsageError("run: --map-same and --map-root exclude each other");
-      options.mapRoot = option === "--map-root";
-      return true;
-    case "--keep-fds":
-      options.keepDescriptors = true;
-      return true;
-    case "--bind":
-    case "--ro-bind": {
-      const source = nextValue(option, rest, "SRC and DEST");
-      options.mounts.push({ option, source, destination: nextValue(option, rest, "SRC and DEST") });
-      return true;
-    }
-    case "--tmpfs":
-    case "--proc":
-    case "--dev":
-      options.mounts.push({ option, source: "", destination: nextValue(option, rest, "DEST") });
-      return true;
-    default:
-      return !isHelp(option) && takeOption(withValueApart(option, rest), rest, options);
-  }
-}
-
-function nextValue(option: string, rest: Argument[], what: string): Argument {
-  const value = rest.shift();
-  if (value === undefined) throw new UsageError(`run: ${option} needs ${what}`);
-  return value;
-}
-
-/** `--method=pivot` is `--method pivot`. The option's name; the value goes to what follows. */
-function withValueApart(option: Argument, rest: Argument[]): string {
-  const text = pathText(option);
-  const [name = "", value] = text.split(/=(.*)/s, 2);
-  if (value === undefined || !/^--(method|put-old|chdir|tmpfs|proc|dev)$/.test(name)) {
-    if (/^--(bind|ro-bind)$/.test(name)) throw new UsageError(`run: ${name} takes SRC and DEST as two arguments`);
-    // Those that take no value are there, but not in this form.
-    throw new UsageError(`run: unknown option '${/^--(keep-fds|user|map-same|map-root)$/.test(name) ? text : name}'`);
-  }
-  rest.unshift(typeof option === "string" ? value : option.slice(option.indexOf(0x3d) + 1));
-  return name;
-}
-
-function toMethod(name: string): RootMethod {
-  const method = methodNames.find((known) => known === name);
-  if (method === undefined) throw new UsageError(`run: --method: '${name}' is none of ${methodNames.join(", ")}`);
-  return method;
-}
-
-function toPutOld(where: string): PutOld {
-  if (where === "stacked" || where === "directory") return where;
-  throw new UsageError(`run: --put-old: '${where}' is neither 'stacked' nor 'directory'`);
+function run(request: RunRequest): void {
+  const prepared = prepareExec(request.keepDescriptors);
+  enter(request);
+  exec(request.line, prepared);
 }
 
 const userNamespace = "taking a user namespace";
 
 /** From here on this thread is alone in what it does: the others stay outside, and end with the execve(2). */
-function enter(path: Argument, { mounts, methods, putOld, directory, user, mapRoot }: RunOptions): void {
+function enter({ root: path, mounts, methods, putOld, directory, user, mapRoot }: RunRequest): void {
   let doing: string | MountOption = "taking a mount namespace, which needs CAP_SYS_ADMIN";
   try {
     if (user || !tookMountNamespace()) {
@@ -367,36 +144,9 @@ function mountText({ option, source, destination }: MountOption): string {
 
 // --- ls
 
-function ls(args: Argument[]): void {
-  const taken = takePath("ls", "PATH", args);
-  if (taken === undefined) {
-    print(lsHelp);
-    return;
-  }
-  const { json, path } = taken;
+function ls(path: Argument | undefined, json: boolean): void {
   // Not from `process.stdout`: Bun makes what is behind it non-blocking, for others too that have it open, and the start twice as long.
   print(drawTree(path, { json, width: columnsOf(1), ascii: !isUtf8Locale() }));
-}
-
-/** The arguments of a command that takes --json and one path; undefined if it was for help. */
-function takePath(
-  command: string,
-  name: string,
-  args: readonly Argument[],
-): { json: boolean; path: Argument | undefined } | undefined {
-  let json = false;
-  const paths: Argument[] = [];
-  const rest = [...args];
-  for (let argument = rest.shift(); argument !== undefined; argument = rest.shift()) {
-    if (isHelp(argument)) return undefined;
-    if (argument === "--json") json = true;
-    else if (argument === "--") paths.push(...rest.splice(0));
-    else if (pathText(argument).startsWith("-")) throw new UsageError(`${command}: unknown option '${pathText(argument)}'`);
-    else paths.push(argument);
-  }
-  const [path, second] = paths;
-  if (second !== undefined) throw new UsageError(`${command}: one ${name} at a time, not '${pathText(second)}' as well`);
-  return { json, path };
 }
 
 function isUtf8Locale(): boolean {
@@ -406,14 +156,7 @@ function isUtf8Locale(): boolean {
 
 // --- check
 
-function check(args: Argument[]): void {
-  const taken = takePath("check", "ROOT", args);
-  if (taken === undefined) {
-    print(checkHelp);
-    return;
-  }
-  const { json, path } = taken;
-  if (path === undefined) throw new UsageError("check: ROOT is missing");
+function check(path: Argument, json: boolean): void {
   const result = checkDirectory(path);
   print(json ? `${JSON.stringify(result, undefined, 2)}\n` : checkText(result));
   const strong = result.methods.some(({ method, works }) => works && method !== "chroot");

@@ -22,7 +22,7 @@ const modules = ["checkroot", "checks", "descriptors", "diagnose", "index", "mou
 modules.push("reasons", "restart", "switchroot", "syscalls");
 const contents = [
   ...["CHANGELOG.md", "LICENSE", "README.md", "docs/errors.md", "docs/security.md", "docs/threads.md", "package.json"],
-  ...[...modules, "cli", "exec", "ls", "rootfs", "usernamespace"].map((name) => `${name}.ts`),
+  ...[...modules, "cli", "commandline", "exec", "ls", "rootfs", "usernamespace"].map((name) => `${name}.ts`),
   ...modules.map((name) => `types/${name}.d.ts`),
 ].sort();
 
