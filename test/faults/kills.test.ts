@@ -88,7 +88,7 @@ describe.each(kills)("$name, of a $kind", ({ kind, record, start }) => {
     await inPlaces([0], async (_, place) => {
       calls = await record(place);
     });
-    const killed = someOf(calls, 8, seed);
+    const killed = someOf(calls, 5, seed);
     console.log(`${killed.length} kills`);
     const complaints: string[] = [];
     await inPlaces(killed, async (call, place) => {
