@@ -5,8 +5,9 @@
 import { dlopen, ptr } from "bun:ffi";
 import * as fs from "node:fs";
 import { constants } from "node:os";
+import { getMounts } from "../../mountinfo.ts";
 import { methods, type Step, type SwitchRootOptions, switchRootOn } from "../../switchroot.ts";
-import { execvp, kernel } from "../../syscalls.ts";
+import { CLONE, execvp, kernel, MNT, MS, mount, umount2, unshare } from "../../syscalls.ts";
 import { type DescribedError, describeError } from "../observe.ts";
 import type { Fault } from "./strace.ts";
 
@@ -14,6 +15,11 @@ import type { Fault } from "./strace.ts";
 export interface Request {
   path: string;
   options: SwitchRootOptions;
+  /**
+   * Whether it has its mount namespace for itself, or for a command takes one: then it unmounts there what no test needs, so that
+   * `move` has not much to leave behind.
+   */
+  apart?: boolean;
   /** A fault that strace cannot make, in statmount(2) or listmount(2): from that time on all of them fail. */
   fault?: Fault;
   /** Not to switch, but to execute this command, all of whose calls fail. */
@@ -119,8 +125,18 @@ function report(outcome: Omit<Report, "cwd" | "found">): string {
   return String.fromCharCode(...answer);
 }
 
-const { path, options, fault, command }: Request = JSON.parse(process.argv[2] ?? "");
+function unmountNeedless(): void {
+  const needed = /^\/(proc|dev|tmp)?(\/|$)/;
+  for (const { mountPoint } of getMounts((mount) => !needed.test(mount.mountPoint)).toReversed()) umount2(mountPoint, MNT.DETACH);
+}
+
+const { path, options, apart = false, fault, command }: Request = JSON.parse(process.argv[2] ?? "");
 if (command !== undefined) {
+  if (apart) {
+    unshare(CLONE.NEWNS);
+    mount(null, "/", null, MS.REC | MS.SLAVE, null);
+    unmountNeedless();
+  }
   if (fault !== undefined) forbid(fault);
   execvp(command);
 }
@@ -144,6 +160,7 @@ function attempt(): Omit<Report, "cwd" | "found"> {
   }
 }
 
+if (apart) unmountNeedless();
 markAll();
 mark("ready");
 let answer = report({});

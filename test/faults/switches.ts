@@ -15,15 +15,6 @@ export async function compileProgram(directory: string): Promise<string> {
   return file;
 }
 
-/**
- * Starts a program in a mount namespace of its own with this propagation, in which nobody else lives. In its PID namespace there is,
- * besides it, the shell that waits for it, which lives elsewhere.
- */
-export function apart(propagation: string): string[] {
-  const script = 'unshare --mount --propagation "$0" --mount-proc "$@"; exit $?';
-  return ["unshare", "--pid", "--fork", "sh", "-c", script, propagation];
-}
-
 /** What is outside of whoever switches. */
 export interface Outside {
   /** The mount table there. */
@@ -44,18 +35,33 @@ function isNewerThanStrace({ call }: Fault): boolean {
 // --- The program
 
 export interface ProgramCase {
-  /** What the command line begins with, the program's own name included. */
-  program: readonly string[];
+  program: string;
+  /** With which propagation it has a mount namespace of its own; if none is given, it has none. */
+  propagation?: string;
   kind: Kind;
   options: Request["options"];
 }
 
-export function startProgram(place: Place, { program, kind, options }: ProgramCase, fault?: Fault): Traced {
-  const request: Request = { path: rootOf(place, kind), options };
+/**
+ * Commands that start it in a mount namespace of its own, in which nobody else lives. In its PID namespace there is, besides it, the
+ * shell that waits for it, which lives elsewhere.
+ */
+function inNamespace(propagation: string): string[] {
+  const script = 'unshare --mount --propagation "$0" --mount-proc "$@"; exit $?';
+  return ["unshare", "--pid", "--fork", "sh", "-c", script, propagation];
+}
+
+export function startProgram(place: Place, { program, propagation, kind, options }: ProgramCase, fault?: Fault): Traced {
+  const ownFault = fault !== undefined && isNewerThanStrace(fault);
+  const request: Request = {
+    path: rootOf(place, kind),
+    options,
+    apart: propagation !== undefined,
+    ...(ownFault && { fault }),
+  };
+  const command = [...(propagation === undefined ? [] : inNamespace(propagation)), program, JSON.stringify(request)];
   const at = { log: place.log, cwd: `${place.path}/away` };
-  if (fault === undefined) return new Traced([...program, JSON.stringify(request)], at);
-  if (!isNewerThanStrace(fault)) return new Traced([...program, JSON.stringify(request)], { ...at, fault });
-  return new Traced([...program, JSON.stringify({ ...request, fault })], { ...at, trace: "access" });
+  return new Traced(command, ownFault ? { ...at, trace: "access" } : { ...at, fault });
 }
 
 /** A program that was looked at before it switched and afterwards, from outside, and that then switched once more. */
@@ -113,9 +119,11 @@ export function callsOfSwitch(calls: readonly Call[]): Call[] {
 
 export interface CommandCase {
   mounttree: string;
-  /** The compiled program, which starts the command with a filter. */
+  /** The compiled program, which starts the command with a filter, or with few mounts. */
   program: string;
   kind: Kind;
+  /** Whether there is not much mounted where it starts. */
+  few?: boolean;
   /** Options of `mounttree run`; `PLACE` is the place's path. */
   options: readonly string[];
 }
@@ -131,13 +139,14 @@ export interface Ran {
 
 /** Starts `hello` of the root. */
 export function startCommand(place: Place, given: CommandCase, fault?: Fault): Traced {
-  const { mounttree, program, kind } = given;
+  const { mounttree, program, kind, few = false } = given;
   const options = given.options.map((option) => option.replace("PLACE", place.path));
   const command: [string, ...string[]] = [mounttree, "run", ...options, rootOf(place, kind), "/hello", "to", "you"];
   const at = { log: place.log, cwd: `${place.path}/away` };
-  if (fault === undefined || !isNewerThanStrace(fault)) return new Traced(command, { ...at, fault });
-  const request: Request = { path: "", options: {}, fault, command };
-  return new Traced([program, JSON.stringify(request)], { ...at, trace: "access" });
+  const ownFault = fault !== undefined && isNewerThanStrace(fault);
+  const request: Request = { path: "", options: {}, apart: few, ...(ownFault && { fault }), command };
+  const started = ownFault || few ? [program, JSON.stringify(request)] : command;
+  return new Traced(started, ownFault ? { ...at, trace: "access" } : { ...at, fault });
 }
 
 export async function runIn(place: Place, given: CommandCase, fault?: Fault): Promise<Ran> {
