@@ -33,7 +33,7 @@ interface Plan {
 
 /** A switch in which some calls fail. */
 async function attempt({ methods, putOld, mountPoint, failing }: Plan): Promise<Attempt> {
-  const path = "/tmp/faults/root";
+  const path = "/tmp/attempt/root";
   fs.mkdirSync(path, { recursive: true });
   if (mountPoint) syscalls.mount("tmpfs", path, "tmpfs", 0, null);
   for (const name of ["proc", "inner"]) fs.mkdirSync(`${path}/${name}`, { recursive: true });

@@ -45,6 +45,8 @@ export function bystanders(mounts: readonly MountInfo[]): string {
 export function setStage(): void {
   let before = "";
   beforeEach(() => {
+    // It may have been a slave; what it was shared with cannot be had back.
+    mount(null, "/", null, MS.PRIVATE, null);
     before = tableOf("self");
     makeBoard();
     fs.mkdirSync(base);
