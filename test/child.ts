@@ -31,6 +31,8 @@ export interface ChildOptions {
   /** What starts it. Default {@link own}. */
   prefix?: readonly string[];
   cwd?: string;
+  /** In milliseconds. Default a minute. */
+  timeout?: number;
 }
 
 /**
@@ -48,7 +50,7 @@ export async function child<A, R>(program: (argument: A) => R | Promise<R>, argu
     stdout: "pipe",
     stderr: "pipe",
     cwd: options.cwd ?? "/",
-    timeout: 60_000 * patience,
+    timeout: (options.timeout ?? 60_000) * patience,
   });
   const [stdout, stderr, exitCode] = await Promise.all([started.stdout.text(), started.stderr.text(), started.exited]);
   const last = stdout.trimEnd().split("\n").at(-1) ?? "";
