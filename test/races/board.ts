@@ -80,7 +80,6 @@ export const links: Readonly<Record<"path" | "parent" | "holder" | "destination"
     path: {
       [`${base}/links/absolute`]: places.spare,
       [`${base}/links/relative`]: "../spare",
-      [`${base}/links/root`]: "/",
       [`${base}/links/nowhere`]: "nowhere",
     },
     parent: {

@@ -47,6 +47,18 @@ function mountOver(place: string, source: string): Changes {
   return [cover, cover, uncover, uncover];
 }
 
+/** With putOld "directory" there is something in it for a moment. */
+function removeOnceEmpty(directory: string): void {
+  for (;;) {
+    try {
+      fs.rmdirSync(directory);
+      return;
+    } catch (error) {
+      if (!(error instanceof Error && "code" in error && error.code === "ENOTEMPTY")) throw error;
+    }
+  }
+}
+
 /** What each race consists of, one change after the other. */
 const races: Record<Race, Changes> = {
   "path: swaps it with another directory": swapWith(path, [spare]),
@@ -60,7 +72,7 @@ const races: Record<Race, Changes> = {
       fs.mkdirSync(path);
     },
     () => {
-      fs.rmdirSync(path);
+      removeOnceEmpty(path);
       fs.renameSync(`${path}-away`, path);
     },
   ],

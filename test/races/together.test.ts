@@ -50,7 +50,8 @@ test("64 times mounttree run at once in the same root, which lacks what is to be
     const root = `/proc/${pid}/root`;
     expect(identity(root)).toBe(identity(path));
     expect(fs.readFileSync(`${root}/made/for/a/file`, "utf8")).toBe("of the source");
-    expect(mountsOf(pid).map(({ mountPoint }) => mountPoint)).toEqual([
+    // In a container something may be mounted in /usr.
+    expect(mountsOf(pid).flatMap(({ mountPoint }) => (mountPoint.startsWith("/usr/") ? [] : [mountPoint]))).toEqual([
       "/",
       "/inner",
       "/usr",
