@@ -482,12 +482,9 @@ function refuseLocked(kernel: Kernel, { id, mountPoint, mountPointBytes }: Mount
     }
   };
   if (!isThere()) return;
-  try {
-    kernel.umount2(path, MNT.EXPIRE | UMOUNT.NOFOLLOW);
-  } catch (error) {
-    // Or somebody has unmounted it.
-    if (!isRefusal(error, "EAGAIN", "EBUSY") && isThere()) throw error;
-  }
+  const errno = kernel.tryExpire(path, UMOUNT.NOFOLLOW);
+  // Or somebody has unmounted it.
+  if (errno !== 0 && errno !== EAGAIN && errno !== EBUSY && isThere()) throw new SyscallError("umount2", errno, pathText(path));
   // EAGAIN has marked the mount, to be unmounted the next time; that it is looked up takes the mark away.
   isThere();
 }
@@ -884,6 +881,7 @@ function openRoot(kernel: Kernel, path: PathLike, flags: number): { fd: number; 
   return { fd: kernel.open(path, flags) };
 }
 
+const EAGAIN = 11;
 const EBUSY = 16;
 const EINVAL = 22;
 
