@@ -16,7 +16,6 @@ import {
   fsopen,
   hasCapability,
   kernel,
-  MNT,
   MS,
   mount,
   mount_setattr,
@@ -34,6 +33,7 @@ import {
   SyscallError,
   statmount,
   statx,
+  tryExpire,
   UMOUNT,
   umount2,
   unshare,
@@ -952,8 +952,9 @@ function isLocked(place: Place, mountId?: number): boolean | undefined {
     };
     if ((typeof place === "number" || place === ".") && quietly(covered) !== false) return undefined;
     const path = typeof place === "number" ? `/proc/self/fd/${place}` : place;
-    const code = codeOf(() => umount2(path, MNT.EXPIRE | (typeof place === "number" ? 0 : UMOUNT.NOFOLLOW)));
-    return code === "EINVAL" ? true : code === "EBUSY" || code === "EAGAIN" ? false : undefined;
+    const errno = tryExpire(path, typeof place === "number" ? 0 : UMOUNT.NOFOLLOW);
+    const [EAGAIN, EBUSY, EINVAL] = [11, 16, 22];
+    return errno === EINVAL ? true : errno === EBUSY || errno === EAGAIN ? false : undefined;
   } finally {
     for (const each of held) close(each);
   }
