@@ -129,8 +129,7 @@ const tolerated: readonly Tolerated[] = [
   // What is done is done.
   { call: /^after step (chdir|rmdir) / },
   // It was closed meanwhile.
-  { call: /^descriptors (statx|readlinkat)\(/, errnos: ["EBADF"] },
-  { call: /^descriptors readlinkat\(/, errnos: ["ENOENT"] },
+  { call: /^descriptors (statx|readlinkat)\(/, errnos: ["EBADF", "ENOENT"] },
 ];
 
 type Expectation =
