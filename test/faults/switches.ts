@@ -32,6 +32,11 @@ function isNewerThanStrace({ call }: Fault): boolean {
   return call === "statmount" || call === "listmount";
 }
 
+/** From the first mount that is detached on, there is no way back. */
+export function isFinal(call: Call, calls: readonly Call[]): boolean {
+  return calls.slice(0, calls.indexOf(call)).some((each) => each.name === "umount2" && each.text.includes("MNT_DETACH"));
+}
+
 // --- The program
 
 export interface ProgramCase {
