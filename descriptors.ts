@@ -1,7 +1,7 @@
 /**
  * Open directories that lead out of a root: whoever can fchdir(2) to one, or open(2) from it, is not held by any method.
  */
-import { type Directory, describe, isSame } from "./checks.ts";
+import { closeQuietly, type Directory, describe, isSame } from "./checks.ts";
 import {
   AT,
   close,
@@ -70,7 +70,7 @@ export function isInside(kernel: Kernel, fd: number, root: Directory, oldRoot: D
       if (isSame(here, root.stat)) return true;
       if (isSame(here, oldRoot.stat)) return false;
       const above = openat(at, "..", O.PATH | O.DIRECTORY | O.CLOEXEC);
-      close(at);
+      closeQuietly(kernel, at);
       at = above;
       // In a "/", and at the top of a tree that is mounted nowhere, ".." is the directory itself.
       if (isSame(describe(kernel, at).stat, here)) return false;
@@ -83,6 +83,6 @@ export function isInside(kernel: Kernel, fd: number, root: Directory, oldRoot: D
     if (error instanceof SyscallError) return false;
     throw error;
   } finally {
-    if (at !== -1) close(at);
+    if (at !== -1) closeQuietly(kernel, at);
   }
 }

@@ -632,7 +632,7 @@ export function switchRootOn(kernel: Kernel, path: PathLike, options: SwitchRoot
   try {
     const situation = look(kernel, path, undefined, sharedNamespace, held);
     refuseStrayThread(situation, path);
-    const open = descriptors === "keep" ? [] : openDirectories(situation.proc, [...held, descriptorOfOwn()]);
+    const open = descriptors === "keep" ? [] : lookForDirectories(situation, path, held);
     // The tree that the process lives in stays open only after a chroot, see settle().
     const openAfter = (chosen: RootMethod) => open.filter(({ fd }) => chosen === "chroot" || fd !== livedIn?.fd);
     const { method, on, rejected } = useFirst(order, putOld, situation, path, (chosen) => {
@@ -669,6 +669,14 @@ export function switchRootOfThread(root: ThreadRoot, methods: readonly RootMetho
   const { on } = useFirst(methods, putOld, look(linux, root.path, root, false, held), root.path);
   if (on.tree !== -1) held.push(on.tree);
   return held;
+}
+
+function lookForDirectories({ proc }: Situation, path: PathLike, held: readonly number[]): Leak[] {
+  try {
+    return openDirectories(proc, [...held, descriptorOfOwn()]);
+  } catch (cause) {
+    throw cannotLook(path, "descriptors", cause);
+  }
 }
 
 function refuseLeaks(open: readonly Leak[], method: RootMethod, situation: Situation, path: PathLike): void {

@@ -6,7 +6,18 @@ import { describe, expect, test } from "bun:test";
 import { MS } from "../../syscalls.ts";
 import { compile, run, scratchDirectory } from "../compiled.ts";
 import { someOf } from "../hard.ts";
-import { contentsOf, inPlaces, type Kind, leftBehind, mountTable, type Place, rootOf, tidy, useRoots } from "./roots.ts";
+import {
+  contentsOf,
+  firstPlace,
+  inPlaces,
+  type Kind,
+  leftBehind,
+  mountTable,
+  type Place,
+  rootOf,
+  tidy,
+  useRoots,
+} from "./roots.ts";
 import { type Call, type Fault, parseTrace, type Traced } from "./strace.ts";
 import {
   callsOfRun,
@@ -84,11 +95,8 @@ const kills: readonly KillTest[] = [
 
 describe.each(kills)("$name, of a $kind", ({ kind, record, start }) => {
   test("leaves nothing on the host when it is killed", async () => {
-    let calls: Call[] = [];
-    await inPlaces([0], async (_, place) => {
-      calls = await record(place);
-    });
-    const killed = someOf(calls, 5, seed);
+    const calls = await record(firstPlace);
+    const killed = someOf(calls, 4, seed);
     console.log(`${killed.length} kills`);
     const complaints: string[] = [];
     await inPlaces(killed, async (call, place) => {

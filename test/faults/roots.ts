@@ -16,7 +16,14 @@ export interface Place {
 export type Kind = "directory" | "mount point";
 
 const base = "/tmp/faults";
-const places = Array.from({ length: navigator.hardwareConcurrency + 1 }, (_, index) => `${base}/place${index}`);
+const places = Array.from({ length: navigator.hardwareConcurrency + 1 }, (_, index) => placeAt(`${base}/place${index}`));
+
+function placeAt(path: string): Place {
+  return { path, log: `${path}/log` };
+}
+
+/** Where that is done which is done once. */
+export const firstPlace: Place = placeAt(`${base}/place0`);
 
 /** Makes the roots before the tests of a file, and sees to it that none of these leaves anything: no mount, process or namespace. */
 export function useRoots(propagation: number): void {
@@ -27,15 +34,15 @@ export function useRoots(propagation: number): void {
     mount(null, base, null, propagation, null);
     for (const place of places) {
       for (const kind of ["directory", "mount point"] as const) {
-        const root = rootOf({ path: place, log: "" }, kind);
+        const root = rootOf(place, kind);
         fs.mkdirSync(root, { recursive: true });
         if (kind === "mount point") mount("root", root, "tmpfs", 0, null);
         makeRoot(root, kind);
         fs.writeFileSync(`${root}/hello`, '#!/bin/sh\necho "$(cat /marker) $(pwd) $*"\nls /\n', { mode: 0o755 });
       }
-      fs.mkdirSync(`${place}/away`);
-      fs.writeFileSync(`${place}/away/here.json`, "{}");
-      fs.writeFileSync(`${place}/away/file`, "");
+      fs.mkdirSync(`${place.path}/away`);
+      fs.writeFileSync(`${place.path}/away/here.json`, "{}");
+      fs.writeFileSync(`${place.path}/away/file`, "");
     }
   });
   beforeEach(() => {
@@ -84,8 +91,7 @@ export function tidy(root: string): void {
 export async function inPlaces<T>(all: readonly T[], action: (each: T, place: Place) => Promise<void>): Promise<void> {
   const rest = [...all];
   await Promise.all(
-    places.map(async (path) => {
-      const place = { path, log: `${path}/log` };
+    places.map(async (place) => {
       for (let next = rest.shift(); next !== undefined; next = rest.shift()) await action(next, place);
     }),
   );

@@ -32,6 +32,11 @@ function isNewerThanStrace({ call }: Fault): boolean {
   return call === "statmount" || call === "listmount";
 }
 
+/** From the first mount that is detached on, there is no way back. */
+export function isFinal(call: Call, calls: readonly Call[]): boolean {
+  return calls.slice(0, calls.indexOf(call)).some((each) => each.name === "umount2" && each.text.includes("MNT_DETACH"));
+}
+
 // --- The program
 
 export interface ProgramCase {
@@ -108,11 +113,18 @@ export function mainThread(log: string): number {
   return Number(/^(\d+) +access\("\/mark\//m.exec(log)?.[1]);
 }
 
-/** The calls of the first switch. */
+/** The calls of the first switch. Those by which open directories are looked up have a section of their own, `"descriptors"`. */
 export function callsOfSwitch(calls: readonly Call[]): Call[] {
   const first = calls.findIndex(({ section }) => section === "begin");
   const last = calls.findIndex(({ section }) => section === "end");
-  return ownCalls(calls.slice(first, last));
+  const listed = calls.findIndex(({ section, text }, at) => at > first && section === "begin" && text.includes('"self/fd"'));
+  return ownCalls(
+    calls
+      .slice(first, last)
+      .map((call, at) =>
+        listed !== -1 && first + at >= listed && call.section === "begin" ? { ...call, section: "descriptors" } : call,
+      ),
+  );
 }
 
 // --- The command
