@@ -147,7 +147,6 @@ export function parseMountInfo(source: string | Uint8Array, filter?: MountFilter
   return filter === undefined ? mounts : mounts.filter(filter);
 }
 
-/** Parses while reading, into one block that is used again: the memory for a whole table would cost as much as parsing it. */
 function readTable(mounts: MountInfo[], first?: MountFilter): void {
   if (!readsWhole()) {
     const bytes = readMountInfo(table);
@@ -156,24 +155,7 @@ function readTable(mounts: MountInfo[], first?: MountFilter): void {
   }
   const fd = open(table, O.RDONLY | O.CLOEXEC);
   try {
-    let block = new Uint8Array(65536);
-    const line = newLine();
-    for (let length = 0; ; ) {
-      const count = read(fd, length === 0 ? block : block.subarray(length));
-      length += count;
-      // The kernel gives a page at a time: as many are parsed together as fit.
-      if (count > 0 && length <= block.length - 8192) continue;
-      const parsed = parseLines(line, block, length, count === 0, mounts, first);
-      if (parsed === -1 || count === 0) return;
-      if (parsed === 0) {
-        const larger = new Uint8Array(block.length * 2);
-        larger.set(block);
-        block = larger;
-      } else {
-        block.copyWithin(0, parsed, length);
-        length -= parsed;
-      }
-    }
+    readMounts((into) => read(fd, into), mounts, first);
   } finally {
     close(fd);
   }
@@ -207,6 +189,39 @@ function readsWhole(): boolean {
   // Its version is not asked for, which a vendor can choose: statx(2) has told the mount's ID since the same.
   whole ??= (statx(AT.FDCWD, "/", quietly, STATX.MNT_ID).mask & STATX.MNT_ID) !== 0;
   return whole;
+}
+
+/**
+ * Parses while reading, into one block that is used again: the memory for a whole table would cost as much as parsing it.
+ *
+ * @param more Puts what comes next at the beginning of an array, and returns how many bytes that was; 0 at the end.
+ * @param mounts Gets what is found: all, or only the first that `first` picks.
+ * @param size The size of the block, as long as no line is longer.
+ */
+export function readMounts(
+  more: (into: Uint8Array) => number,
+  mounts: MountInfo[],
+  first: MountFilter | undefined,
+  size = 65536,
+): void {
+  let block = new Uint8Array(size);
+  const line = newLine();
+  for (let length = 0; ; ) {
+    const count = more(length === 0 ? block : block.subarray(length));
+    length += count;
+    // The kernel gives a page at a time: as many are parsed together as fit.
+    if (count > 0 && length <= block.length - 8192) continue;
+    const parsed = parseLines(line, block, length, count === 0, mounts, first);
+    if (parsed === -1 || count === 0) return;
+    if (parsed === 0) {
+      const larger = new Uint8Array(block.length * 2);
+      larger.set(block);
+      block = larger;
+    } else {
+      block.copyWithin(0, parsed, length);
+      length -= parsed;
+    }
+  }
 }
 
 const space = 0x20;

@@ -92,9 +92,10 @@ const page = 4096;
 /**
  * Reads an option string as mount(8) does.
  *
- * Later options win over earlier ones. Options that only mount(8), fstab(5) or systemd look at (`noauto`, `nofail`,
- * `_netdev`, `comment=`, `x-*`, ...) are left out, but `user` and `users` stand for `nosuid,nodev,noexec`, `owner` and
- * `group` for `nosuid,nodev`. Double quotes keep commas together (`context="a,b"`), as a backslash before the comma does;
+ * Later options win over earlier ones. In two cases mount(8) does otherwise: of `noatime`, `relatime` and `strictatime` it
+ * passes on all that are named, and the kernel chooses; a type of propagation that it had before, it leaves out. Options that
+ * only mount(8), fstab(5) or systemd look at (`noauto`, `nofail`, `_netdev`, `comment=`, `x-*`, ...) are left out, but `user`
+ * and `users` stand for `nosuid,nodev,noexec`, `owner` and `group` for `nosuid,nodev`. Double quotes keep commas together (`context="a,b"`), as a backslash before the comma does;
  * both are passed on.
  *
  * @param options The options, separated by commas. May be empty.

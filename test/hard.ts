@@ -1,12 +1,15 @@
 /** How much of the long tests is run: all of it by `bun run test:hard`, a part by `bun run test`. */
 
-const { MOUNTTREE_HARD, MOUNTTREE_PATIENCE } = process.env;
+const { MOUNTTREE_HARD, MOUNTTREE_PATIENCE, MOUNTTREE_SEED } = process.env;
 
 /** Whether everything is to be run. */
 export const hard: boolean = MOUNTTREE_HARD === "1";
 
 /** How many times as long as on a machine of its own something may take: an emulated one is slow. */
 export const patience: number = Number(MOUNTTREE_PATIENCE ?? 1);
+
+/** What decides which cases are taken, where there are more than can be. It is printed; MOUNTTREE_SEED=N takes the same again. */
+export const seed: number = Number(MOUNTTREE_SEED ?? Math.floor(Date.now() / 1000));
 
 /** `all` of something, or `part` of it. */
 export function amount(all: number, part: number): number {

@@ -24,6 +24,7 @@ import {
 } from "../mountinfo.ts";
 import { close, MNT, MS, mount, O, open, SyscallError, umount2 } from "../syscalls.ts";
 import { onTmpfs } from "./child.ts";
+import { entries, escaped, printed } from "./table.ts";
 
 const example = "36 35 98:0 /mnt1 /mnt/parent rw,noatime master:1 - ext3 /dev/root rw,errors=continue\n";
 
@@ -46,26 +47,6 @@ function refusal(source: string | Uint8Array): MountInfoError {
   const error = errorOf(() => parseMountInfo(source));
   if (!(error instanceof MountInfoError)) throw error;
   return error;
-}
-
-/** As the kernel's seq_path() and seq_escape() write it. */
-function escaped(field: string | Uint8Array): Uint8Array {
-  const out: number[] = [];
-  for (const byte of Buffer.from(field)) {
-    if (byte === 0x20 || byte === 0x09 || byte === 0x0a || byte === 0x5c || byte === 0x23)
-      out.push(...Buffer.from(`\\${byte.toString(8).padStart(3, "0")}`));
-    else out.push(byte);
-  }
-  return Uint8Array.from(out);
-}
-
-function printed(entry: Omit<MountInfo, "propagation">): Uint8Array {
-  const fields: (string | Uint8Array)[] = [
-    ...[String(entry.id), String(entry.parentId), `${entry.major}:${entry.minor}`],
-    ...[entry.root, entry.mountPointBytes ?? entry.mountPoint, entry.mountOptions, ...entry.optionalFields],
-    ...["-", entry.fsType, entry.mountSource, entry.superOptions],
-  ];
-  return Buffer.concat([...fields.flatMap((field, at) => [Buffer.from(at === 0 ? "" : " "), escaped(field)]), Buffer.from("\n")]);
 }
 
 describe("parsing", () => {
@@ -205,40 +186,10 @@ describe("parsing", () => {
 });
 
 describe("properties", () => {
-  const number = fc.integer({ min: 0, max: 2 ** 31 });
-  const word = fc.string({ unit: "grapheme", minLength: 1, maxLength: 12 }).filter((text) => !text.includes("\0"));
-  const group = fc.integer({ min: 1, max: 99999 });
-  const entries = fc.record({
-    id: number,
-    parentId: number,
-    major: number,
-    minor: number,
-    root: word.map((text) => `/${text}`),
-    mountPoint: word.map((text) => `/${text}`),
-    mountOptions: word,
-    fsType: word,
-    mountSource: fc.oneof(word, fc.constant("")),
-    superOptions: word,
-    propagation: fc.oneof(
-      fc.constant({ unbindable: false }),
-      fc.constant({ unbindable: true }),
-      group.map((shared) => ({ shared, unbindable: false })),
-      fc.record({ shared: group, master: group, unbindable: fc.constant(false) }),
-      fc.record({ master: group, propagateFrom: group, unbindable: fc.constant(false) }),
-    ),
-  });
-  const tags = ({ shared, master, propagateFrom, unbindable }: MountInfo["propagation"]): string[] => [
-    ...(shared === undefined ? [] : [`shared:${shared}`]),
-    ...(master === undefined ? [] : [`master:${master}`]),
-    ...(propagateFrom === undefined ? [] : [`propagate_from:${propagateFrom}`]),
-    ...(unbindable ? ["unbindable"] : []),
-  ];
-
   test("an entry printed with the kernel's escapes parses to itself", () => {
     fc.assert(
       fc.property(fc.array(entries, { minLength: 1, maxLength: 4 }), (list) => {
-        const complete = list.map((entry) => ({ ...entry, optionalFields: tags(entry.propagation) }));
-        expect(parseMountInfo(Buffer.concat(complete.map(printed)))).toEqual(complete);
+        expect(parseMountInfo(Buffer.concat(list.map(printed)))).toEqual(list);
       }),
       { numRuns: 500 },
     );
@@ -254,59 +205,6 @@ describe("properties", () => {
       }),
       { numRuns: 500 },
     );
-  });
-
-  test("any bytes are refused, or give entries that print and parse to themselves", () => {
-    // Random bytes alone never get past the first field: they are mixed with what a line is made of.
-    const piece = fc.oneof(
-      fc.constantFrom(
-        " ",
-        " ",
-        "-",
-        " - ",
-        "\n",
-        "1",
-        "0:1",
-        "/",
-        "rw",
-        "\\",
-        "\\040",
-        "\\134",
-        "#",
-        "shared:1",
-        "unbindable",
-        "\uFEFF",
-        ":",
-      ),
-      fc.uint8Array({ maxLength: 3 }),
-    );
-    const soup = fc.array(piece, { maxLength: 60 }).map((pieces) => Buffer.concat(pieces.map((each) => Buffer.from(each))));
-    const damaged = fc
-      .tuple(fc.array(entries, { minLength: 1, maxLength: 3 }), fc.array(fc.tuple(fc.nat(), fc.nat(255)), { maxLength: 3 }))
-      .map(([list, changes]) => {
-        const bytes = Buffer.concat(list.map((entry) => printed({ ...entry, optionalFields: tags(entry.propagation) })));
-        for (const [at, value] of changes) bytes[at % bytes.length] = value;
-        return bytes;
-      });
-    let accepted = 0;
-    let refused = 0;
-    fc.assert(
-      fc.property(fc.oneof(soup, damaged), (bytes) => {
-        let parsed: MountInfo[];
-        try {
-          parsed = parseMountInfo(bytes);
-        } catch (error) {
-          expect(error).toBeInstanceOf(MountInfoError);
-          refused++;
-          return;
-        }
-        accepted++;
-        expect(parseMountInfo(Buffer.concat(parsed.map(printed)))).toEqual(parsed);
-      }),
-      { numRuns: 3000 },
-    );
-    expect(accepted).toBeGreaterThan(100);
-    expect(refused).toBeGreaterThan(100);
   });
 });
 

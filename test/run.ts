@@ -27,6 +27,7 @@ const checkout = resolve(import.meta.dir, "..");
 const testFiles = new Bun.Glob("**/*{.test,_test,.spec,_spec}.{ts,tsx,mts,cts,js,jsx,mjs,cjs}");
 const hard = process.argv.includes("--hard");
 const docs = process.argv.includes("--docs");
+const { MOUNTTREE_SEED } = process.env;
 const minutes = hard ? 40 : 20;
 
 function filesOf(glob: Bun.Glob, filters: string[]): string[] {
@@ -44,6 +45,7 @@ async function runInside(containers: Containers, files: string[], options: strin
   const paths = files.map((file) => `./${file}`);
   const forThisRun = [
     ...(hard ? ["--env", "MOUNTTREE_HARD=1"] : []),
+    ...(MOUNTTREE_SEED === undefined ? [] : ["--env", `MOUNTTREE_SEED=${MOUNTTREE_SEED}`]),
     ...(docs ? ["--env", "MOUNTTREE_DOCS=1", "--mount", `type=bind,source=${checkout}/docs,target=/work/docs`] : []),
   ];
   const finished = await containers.run(
