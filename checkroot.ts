@@ -228,8 +228,8 @@ function foreseeEnter(phase: string, on: Switch, view: View): Refusal | undefine
 }
 
 /**
- * What lies in another mount namespace cannot be copied. What lies in a detached tree can, by newer kernels: where the one or the
- * other may be, a copy is made, which is gone when it is closed.
+ * What lies in another mount namespace cannot be copied; what lies in a detached tree can, since Linux 6.15. Where it may be the one
+ * or the other, a copy is made, which is gone when it is closed.
  */
 function foreseeForeign(phase: string, on: Switch, view: View): Refusal | undefined {
   if (view.evidence.inNamespace(on.root.fd) === true) return undefined;
@@ -258,7 +258,6 @@ function foreseeUnbindable(phase: string, on: Switch, view: View): Refusal | und
   const mount = view.table.find((each) => each.id === id);
   const call = { source: on.root.fd, target: on.root.fd, flags: phase === "bind" ? MS.BIND | MS.REC : AT.RECURSIVE };
   const syscall = phase === "bind" ? "mount" : "open_tree";
-  if (mount === undefined && syscall === "open_tree") return foreseeCopy(phase, on, call, view);
   if (mount?.propagation.unbindable) return refusalOf(phase, new SyscallError(syscall, EINVAL, pathText(on.path)), call, view);
   const unbindable = mountsBelow(view.table, placeOf(on)).filter(({ propagation }) => propagation.unbindable);
   // One that is locked may not be left out either.
@@ -266,17 +265,6 @@ function foreseeUnbindable(phase: string, on: Switch, view: View): Refusal | und
     view.evidence.locked(mountPointBytes ?? mountPoint, other),
   );
   return locked ? refusalOf(phase, new SyscallError(syscall, EPERM, pathText(on.path)), call, view) : undefined;
-}
-
-/** What is in no namespace can be copied since Linux 6.15. To copy it and let go of the copy leaves nothing behind. */
-function foreseeCopy(phase: string, on: Switch, call: Call, view: View): Refusal | undefined {
-  try {
-    on.kernel.close(on.kernel.open_tree(on.root.fd, "", OPEN_TREE.CLONE | OPEN_TREE.CLOEXEC | AT.RECURSIVE | AT.EMPTY_PATH));
-    return undefined;
-  } catch (error) {
-    if (!(error instanceof SyscallError)) throw error;
-    return refusalOf(phase, error, call, view);
-  }
 }
 
 function placeOf(on: Switch) {

@@ -472,7 +472,8 @@ function olderKernel({ evidence, syscall }: Scene): Verdict {
   return { reason: "kernel-too-old", message: `${syscall}(2) needs Linux ${needed}, and this is ${release}` };
 }
 
-function isOlder(release: string, needed: string): boolean {
+/** Whether a kernel, by the `osrelease` of proc_sys_kernel(5), came before a version. */
+export function isOlder(release: string, needed: string): boolean {
   const [major = 0, minor = 0] = release.split(/[.-]/).map(Number);
   const [neededMajor = 0, neededMinor = 0] = needed.split(".").map(Number);
   return major < neededMajor || (major === neededMajor && minor < neededMinor);

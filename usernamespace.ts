@@ -1,4 +1,5 @@
 /** A user namespace, in which a mount namespace needs no privileges. */
+import { isOlder } from "./diagnose.ts";
 import { CAP, CLONE, close, hasCapability, O, open, pathText, readFile, SyscallError, unshare, write } from "./syscalls.ts";
 
 /**
@@ -45,8 +46,7 @@ function writeText(path: string, text: string): void {
 
 /** Since Linux 5.12 user 0 can be mapped only by who could set file capabilities as that user (user_namespaces(7)). */
 function requireSetfcap(): void {
-  const [major = 0, minor = 0] = pathText(readFile("/proc/sys/kernel/osrelease")).split(/[.-]/).map(Number);
-  if (hasCapability(CAP.SETFCAP) || major < 5 || (major === 5 && minor < 12)) return;
+  if (hasCapability(CAP.SETFCAP) || isOlder(pathText(readFile("/proc/sys/kernel/osrelease")), "5.12")) return;
   const message =
     "to map user 0 takes CAP_SETFCAP, which this process does not have (run it as another user; in a container, start that with '--cap-add SETFCAP')";
   const EPERM = 1;
