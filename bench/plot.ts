@@ -25,6 +25,7 @@ export function plot(sections: readonly Section[]): string {
   });
   return [
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" width="${width}" height="${height}" font-family="DejaVu Sans, Verdana, sans-serif" font-size="12" fill="#222">`,
+    "<title>What mounttree costs, by the number of mounts</title>",
     `<rect width="${width}" height="${height}" fill="#fff"/>`,
     ...panels,
     text(panel.left, height - 14, key, "start"),
