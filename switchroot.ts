@@ -117,7 +117,8 @@ export class SwitchRootError extends Error {
   /**
    * On which side the process is. False: the mount table, the working directory and what is in the path are as they were, but for
    * the modification time of the path with `putOld: "directory"`; and mounts below the old root that were shared are so no more if it
-   * was the last of all, `"detach"`, that failed. True: undoing failed as well, or came too late, and the process should exit.
+   * was the last of all, `"detach"`, that failed. True: undoing failed as well, or came too late, as it does if somebody removes the
+   * new root meanwhile; the process should exit.
    */
   readonly switched: boolean;
   /** The step that failed. `"arguments"`, `"threads"`, `"checks"` and `"descriptors"` come before the steps of a method. */

@@ -149,7 +149,9 @@ async function privateApt(
 async function mirror(signal: AbortSignal): Promise<string> {
   const format = "$(ORIGIN) $(LABEL) $(COMPONENT) $(SITE)";
   const { stdout } = await run(["apt-get", "indextargets", "--format", format], { signal });
-  return /^Debian Debian main (\S+)$/m.exec(stdout)?.[1] ?? "http://deb.debian.org/debian";
+  const [, site] = /^Debian Debian main (\S+)$/m.exec(stdout) ?? [];
+  if (site === undefined) throw new Error("the package sources of this machine name no Debian mirror");
+  return site;
 }
 
 /** Puts a file where all machines have their programs. */
