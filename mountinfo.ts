@@ -202,7 +202,7 @@ export function readMounts(
   more: (into: Uint8Array) => number,
   mounts: MountInfo[],
   first: MountFilter | undefined,
-  size = 65536,
+  size = 16384,
 ): void {
   let block = new Uint8Array(size);
   const line = newLine();
@@ -227,6 +227,7 @@ export function readMounts(
 const space = 0x20;
 const newline = 0x0a;
 const dash = 0x2d;
+const slash = 0x2f;
 const colon = 0x3a;
 const backslash = 0x5c;
 
@@ -247,8 +248,7 @@ function parseLines(
   first?: MountFilter,
 ): number {
   line.bytes = bytes;
-  // One character for each byte, so that an offset into the one is an offset into the other.
-  line.text = Buffer.from(bytes.buffer, bytes.byteOffset, length).toString("latin1");
+  line.buffer = Buffer.from(bytes.buffer, bytes.byteOffset, length);
   line.start = 0;
   line.tailLength = -1;
   const ends: number[] = [];
@@ -291,7 +291,7 @@ function parseLines(
 function newLine(): Line {
   return {
     bytes: new Uint8Array(0),
-    text: "",
+    buffer: Buffer.alloc(0),
     start: 0,
     end: 0,
     number: 0,
@@ -312,7 +312,8 @@ function newLine(): Line {
 /** The line that is parsed, and what the lines have in common. */
 interface Line {
   bytes: Uint8Array;
-  text: string;
+  /** The same memory. */
+  buffer: Buffer;
   start: number;
   end: number;
   number: number;
@@ -428,7 +429,9 @@ function integer(bytes: Uint8Array, before: number, end: number): number {
 }
 
 function field(line: Line, before: number, end: number): string {
-  if (line.plain) return line.text.slice(before + 1, end);
+  if (end === before + 2 && line.bytes[end - 1] === slash) return "/";
+  // Not as a part of a text of all lines, which would stay in memory as long as one of its parts does.
+  if (line.plain) return line.buffer.toString("latin1", before + 1, end);
   // A name may begin with the bytes that a decoder would take for a mark and leave out.
   return new TextDecoder("utf-8", { ignoreBOM: true }).decode(unescapeOctal(line.bytes.subarray(before + 1, end)));
 }
