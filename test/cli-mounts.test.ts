@@ -301,6 +301,25 @@ for (const { name, command: mounttree } of ways) {
         });
       });
 
+      test("is used when somebody else makes it after it was missing", async () => {
+        for (const options of [
+          ["--tmpfs", "/made"],
+          ["--bind", join(source, "file"), "/made"],
+        ]) {
+          const root = newRoot();
+          if (options.length === 2) mkdirSync(join(root, "made"));
+          else writeFileSync(join(root, "made"), "");
+          // It is there, but neither the first look at it nor the second, before it is to be made, finds it.
+          const log = join(scratch, "trace");
+          const trace = ["--trace=openat2,mkdirat,openat", "--inject=openat2:error=ENOENT:when=1..3+2"];
+          const strace = ["strace", `--output=${log}`, ...trace];
+          const command = ["test", "-w", "/made"];
+          const finished = await run([...strace, ...mounttree, "run", ...options, ...userland, root, ...command]);
+          expect(finished).toMatchObject({ status: 0, stderr: "" });
+          expect(readFileSync(log, "utf8").match(/ = -1 .*EEXIST.*/g)?.length).toBe(1);
+        }
+      });
+
       test("is, for an absolute symlink and for .., what it is for the command", async () => {
         const root = newRoot();
         mkdirSync(join(root, "etc"));

@@ -369,6 +369,32 @@ describe("verifying (rule 8)", () => {
     });
   }
 
+  test("refuses a mount point that somebody mounts on after it was opened, and leaves what is there alone", async () => {
+    const outcome = await child((path: string) => {
+      fs.mkdirSync(`${path}/root`);
+      syscalls.mount("ours", `${path}/root`, "tmpfs", 0, null);
+      let covered = false;
+      const fchdir: typeof syscalls.fchdir = (fd) => {
+        if (!covered) syscalls.mount("foreign", `${path}/root`, "tmpfs", 0, null);
+        covered = true;
+        syscalls.fchdir(fd);
+      };
+      const attempt = (): unknown => {
+        try {
+          return switchRootOn({ ...syscalls.kernel, fchdir }, `${path}/root`, { methods: ["pivot"] }).method;
+        } catch (error) {
+          return describeError(error);
+        }
+      };
+      const error = attempt();
+      return { error, mounts: mountinfo.getMounts(mountinfo.singleEntryFilter(`${path}/root`)).map((each) => each.mountSource) };
+    }, base);
+    expect(outcome).toMatchObject({
+      error: { switched: false, phase: "probe", rejected: [{ reason: "not-verified" }] },
+      mounts: ["ours", "foreign"],
+    });
+  });
+
   test("tells a read-only bind mount from its source, and undoes when the root is the wrong one", async () => {
     const outcome = await child((path: string) => {
       fs.mkdirSync(`${path}/root`);
