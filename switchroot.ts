@@ -513,27 +513,48 @@ const changeRoot: Step = {
 const detachOthers: Step = {
   phase: "detach",
   run: (on) => {
-    // By descriptors, whose names are there.
-    on.kernel.fchdir(on.proc);
-    for (const { mountPoint, mountPointBytes } of on.others) detachFromOldRoot(on, mountPointBytes ?? mountPoint);
+    for (let { others } = on, attempt = 1; others.length > 0; attempt++) {
+      const [first] = others;
+      if (attempt > 100)
+        throw new NotVerified(`'${first?.mountPoint}' is still mounted on the old root: it is renamed all the time`);
+      // By descriptors, whose names are there.
+      on.kernel.fchdir(on.proc);
+      const found = others.map(({ mountPoint, mountPointBytes }) => detachFromOldRoot(on, mountPointBytes ?? mountPoint));
+      others = found.every(Boolean) ? [] : leftOnOldRoot(on);
+    }
   },
 };
 
-/** Somebody can have unmounted it since it was listed, or moved its mount point. */
-function detachFromOldRoot(on: Switch, mountPoint: string | Uint8Array): void {
+/** What is mounted on the old root by now: the table has it for who has that for "/", which lasts no longer than the look. */
+function leftOnOldRoot(on: Switch): MountInfo[] {
+  const newRoot = top(on);
+  on.kernel.fchdir(on.oldRoot.fd);
+  on.kernel.chroot(".");
+  try {
+    return othersOf(mountTable(on.proc), mountIdOf(on.oldRoot.fd), mountIdOf(newRoot.fd));
+  } finally {
+    on.kernel.fchdir(newRoot.fd);
+    on.kernel.chroot(".");
+  }
+}
+
+/** Whether it was there. Somebody can have unmounted it since it was listed, or renamed a directory above it. */
+function detachFromOldRoot(on: Switch, mountPoint: string | Uint8Array): boolean {
   const mounted = openOnOldRoot(on, mountPoint);
-  if (mounted === undefined) return;
+  if (mounted === undefined) return false;
   try {
     const name = `self/fd/${mounted.fd}`;
     on.kernel.mount(null, name, null, MS.SLAVE | MS.REC, null);
     on.kernel.umount2(name, MNT.DETACH);
     on.final = true;
+    return true;
   } catch (error) {
     if (!(error instanceof SyscallError)) throw error;
     const still = openOnOldRoot(on, mountPoint);
     if (still !== undefined) on.kernel.close(still.fd);
     const isGone = error.code === "EINVAL" && (still === undefined || !isSame(still.stat, mounted.stat));
     if (!isGone) throw new SyscallError(error.syscall, -error.errno, pathText(mountPoint));
+    return false;
   } finally {
     on.kernel.close(mounted.fd);
   }

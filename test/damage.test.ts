@@ -426,7 +426,7 @@ describe("a move, which detaches what is mounted on the old root", () => {
   afterEach(() => fs.rmSync(onOldRoot, { recursive: true }));
 
   /** Something is mounted on the old root, and somebody does something to it when the move has listed it. */
-  const moveWhile = ({ path, place, change }: { path: string; place: string; change: "unmount" | "symlink" }) => {
+  const moveWhile = ({ path, place, change }: { path: string; place: string; change: "unmount" | "rename" | "symlink" }) => {
     fs.mkdirSync(`${place}/holder/inner`, { recursive: true });
     syscalls.mount("other", `${place}/holder/inner`, "tmpfs", 0, null);
     fs.mkdirSync(`${path}/root/inner`, { recursive: true });
@@ -437,23 +437,31 @@ describe("a move, which detaches what is mounted on the old root", () => {
         if (change === "unmount") syscalls.umount2(`${place}/holder/inner`, syscalls.MNT.DETACH);
         else {
           fs.renameSync(`${place}/holder`, `${place}/away`);
-          fs.symlinkSync("/", `${place}/holder`);
+          if (change === "symlink") fs.symlinkSync("/", `${place}/holder`);
         }
       }
       syscalls.mount(...args);
     };
+    const { mountId } = syscalls.statx(syscalls.AT.FDCWD, "/", 0, syscalls.STATX.MNT_ID_UNIQUE);
     const { method } = switchRootOn({ ...syscalls.kernel, mount }, `${path}/root`, { methods: ["move"] });
     const table = new TextDecoder().decode(syscalls.readFile("self/mountinfo", proc));
-    return { method, mounts: mountinfo.parseMountInfo(table).map(({ mountPoint }) => mountPoint) };
+    const mounts = mountinfo.parseMountInfo(table).map(({ mountPoint }) => mountPoint);
+    // The table has only what lies below "/". The new root and what is mounted there lie below the old one.
+    return { method, mounts, onOldRoot: syscalls.countMounts(mountId) };
   };
 
   test("does without what somebody else has unmounted meanwhile", async () => {
     const outcome = await child(moveWhile, { path: base, place: onOldRoot, change: "unmount" });
-    expect(outcome).toEqual({ method: "move", mounts: ["/", "/inner"] });
+    expect(outcome).toEqual({ method: "move", mounts: ["/", "/inner"], onOldRoot: 2 });
+  });
+
+  test("finds what is mounted in a directory that somebody has renamed meanwhile", async () => {
+    const outcome = await child(moveWhile, { path: base, place: onOldRoot, change: "rename" });
+    expect(outcome).toEqual({ method: "move", mounts: ["/", "/inner"], onOldRoot: 2 });
   });
 
   test("follows no symlink that has come to lie there, which could lead to what is mounted in the new root", async () => {
     const outcome = await child(moveWhile, { path: base, place: onOldRoot, change: "symlink" });
-    expect(outcome).toEqual({ method: "move", mounts: ["/", "/inner"] });
+    expect(outcome).toEqual({ method: "move", mounts: ["/", "/inner"], onOldRoot: 2 });
   });
 });
