@@ -9,7 +9,7 @@ import { compile, run, scratchDirectory } from "../compiled.ts";
 import { amount, hard } from "../hard.ts";
 import { mountsOf } from "../observe.ts";
 import { base, destinationKinds, pathKinds, places, type Race } from "./board.ts";
-import { bystanders, identity, Outcomes, race, roots, setStage, startInside, tableOf } from "./stage.ts";
+import { bystanders, identity, methods, Outcomes, race, roots, setStage, startInside, tableOf } from "./stage.ts";
 
 const { path, outside, source } = places;
 const mounttree = await compile(scratchDirectory());
@@ -48,19 +48,26 @@ async function runWhile({ name, options, isInside }: Contest): Promise<void> {
       if (!isInside(pid, isAlone ? `${path}${mountPoint}` : mountPoint)) wrong.push(`the source is mounted on ${mountPoint}`);
       if (!mountOptions.startsWith("ro,")) wrong.push("it is writable");
     }
+    const made = mounts.filter(({ mountPoint, fsType }) => mountPoint.endsWith("/new") && fsType === "tmpfs");
+    if (made.length !== (name.startsWith("destination") ? 1 : 0)) wrong.push(`the tmpfs has been mounted ${made.length} times`);
+    for (const { mountPoint } of made) {
+      if (!isAlone && !mountPoint.startsWith(`${path}/`)) wrong.push(`the tmpfs is mounted on ${mountPoint}`);
+    }
     return [`${method}: ${marker}`, wrong];
   };
 
   const outcomes = new Outcomes();
   let hit = 0;
   const { changes, lost } = await race(name, async (board) => {
-    for (let round = 0; round < amount(50, 2) || board.changes < amount(10_000, 300); round++) {
-      for (const method of ["pivot", "move", "detached", "chroot"]) {
+    const enough = (round: number): boolean =>
+      round >= amount(50, 2) && board.changes >= amount(10_000, 300) && outcomes.without(methods).length === 0;
+    for (let round = 0; round < 500 && !enough(round); round++) {
+      for (const method of methods) {
         const before = board.changes;
         const { pid, error, end } = await startInside(mounttree, ["--method", method, ...options(`${method}${round}`)]);
         if (board.changes > before) hit++;
         if (error === undefined) outcomes.add(...(await look(pid, method)));
-        else outcomes.add(error.replace(/\d+/g, "N").trim(), []);
+        else outcomes.add(`error: ${error.replace(/\d+/g, "N").trim()}`, []);
         await end();
         expect(bystanders(mountsOf("self"))).toBe(others);
         expect(fs.readdirSync(outside)).toEqual(["destination"]);
@@ -70,6 +77,7 @@ async function runWhile({ name, options, isInside }: Contest): Promise<void> {
   });
   if (hard) console.log(`${changes} changes, ${hit} runs hit:`, outcomes.all);
   expect(outcomes.wrong).toEqual([]);
+  expect(outcomes.without(methods)).toEqual([]);
   expect(hit).toBeGreaterThan(0);
   expect(lost).toBe(0);
   expect(tableOf("self")).toBe(table);

@@ -105,7 +105,7 @@ export async function race(name: Race, during: (board: Board) => Promise<void>):
   return board;
 }
 
-/** What came of it, and how often; with what is wrong with it, if anything is. */
+/** What came of it, and how often; with what is wrong with it, if anything is. Each begins with the method that worked, or with "error". */
 export class Outcomes {
   private readonly counts = new Map<string, number>();
 
@@ -118,10 +118,18 @@ export class Outcomes {
     return Object.fromEntries([...this.counts].sort());
   }
 
+  /** Which of the methods have not worked yet. */
+  without(methods: readonly string[]): string[] {
+    const outcomes = [...this.counts.keys()];
+    return methods.filter((method) => !outcomes.some((outcome) => outcome.startsWith(method)));
+  }
+
   get wrong(): string[] {
     return [...this.counts.keys()].filter((key) => key.includes(", but "));
   }
 }
+
+export const methods = ["pivot", "move", "detached", "chroot"] as const;
 
 /** How it is switched. */
 export const plans: readonly Plan[] = [
@@ -167,8 +175,9 @@ export class Switcher {
 
 /** Which root the process has now, seen from outside. */
 export function rootOf(
-  { pid, method, closed }: Answer,
+  { pid, method, closed, left }: Answer,
   legitimate: ReadonlyMap<string, string>,
+  comesAndGoes = false,
 ): [root: string, wrong: string[]] {
   const root = `/proc/${pid}/root`;
   const wrong: string[] = [];
@@ -177,6 +186,8 @@ export function rootOf(
   const mounts = method === "chroot" ? [] : mountsOf(pid);
   const elsewhere = mounts.map(({ mountPoint }) => mountPoint).filter((place) => place !== "/" && place !== "/inner");
   if (elsewhere.length > 0) wrong.push(`there are mounts on ${elsewhere}`);
+  // On the old root itself, which is still there then, the racer goes on; and nobody else.
+  if (left > 0 && !comesAndGoes) wrong.push(`${left} mounts are left on the old root`);
   // What is mounted over the path afterwards appears where the root is the path itself, and not a copy of it.
   const isCopy = method !== "chroot" && mounts.every(({ propagation }) => propagation.master === undefined);
   if (isCopy && !closed) wrong.push('"/.." leads elsewhere');

@@ -10,6 +10,7 @@ import {
   AT,
   CLONE,
   close,
+  countMounts,
   MS,
   mount,
   O,
@@ -17,6 +18,7 @@ import {
   openat,
   read,
   readDirectory,
+  readFile,
   STATX,
   setns,
   statx,
@@ -39,6 +41,8 @@ export interface Reply {
   table: string;
   /** Whether `/..` is "/", as seen from inside. */
   closed: boolean;
+  /** How many mounts a move has left on the old root. */
+  left: number;
   /** How many changes the racer made meanwhile. */
   changes: number;
   /** With more than one, no other namespace can be taken. */
@@ -59,6 +63,7 @@ function attempt({ methods, putOld }: Plan): Reply {
   process.chdir(base);
   const table = fs.readFileSync("/proc/self/mountinfo", "utf8");
   const before = board.changes;
+  const oldRoot = statx(AT.FDCWD, "/", 0, STATX.MNT_ID_UNIQUE).mountId;
   let outcome: Pick<Reply, "method" | "error">;
   try {
     outcome = { method: switchRoot(places.path, { methods, putOld }).method };
@@ -67,12 +72,18 @@ function attempt({ methods, putOld }: Plan): Reply {
     outcome = { error: describeError(error) };
   }
   const changes = board.changes - before;
-  return { ...outcome, table, changes, closed: identity("/..") === identity("/"), threads: countThreads() };
+  const left = outcome.method === "move" ? countMounts(oldRoot) - countVisible() : 0;
+  return { ...outcome, table, left, changes, closed: identity("/..") === identity("/"), threads: countThreads() };
 }
 
 function identity(of: string): string {
   const { ino, devMinor, mountId } = statx(AT.FDCWD, of, 0, STATX.BASIC_STATS | STATX.MNT_ID_UNIQUE);
   return `${devMinor}:${ino}:${mountId}`;
+}
+
+/** The mounts that the table has, which are those below "/". */
+function countVisible(): number {
+  return Buffer.from(readFile("self/mountinfo", proc)).toString().split("\n").length - 1;
 }
 
 function countThreads(): number {
