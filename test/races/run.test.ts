@@ -60,8 +60,8 @@ async function runWhile({ name, options, isInside }: Contest): Promise<void> {
   let hit = 0;
   const { changes, lost } = await race(name, async (board) => {
     const enough = (round: number): boolean =>
-      round >= amount(50, 2) && board.changes >= amount(10_000, 300) && outcomes.without(methods).length === 0;
-    for (let round = 0; round < 500 && !enough(round); round++) {
+      round >= amount(50, 2) && board.changes >= amount(10_000, 300) && (outcomes.without(methods).length === 0 || round >= 50);
+    for (let round = 0; !enough(round); round++) {
       for (const method of methods) {
         const before = board.changes;
         const { pid, error, end } = await startInside(mounttree, ["--method", method, ...options(`${method}${round}`)]);
