@@ -165,6 +165,16 @@ const plain: Group = {
       return secretIn(memoryOf(neighbour, end - 4096, end));
     },
 
+    "a set-user-ID program in the root": ({ root, secret }) => {
+      // It is a copy of cat(1).
+      const { stdout } = Bun.spawnSync([`${root}/set-user-id`, `/proc/1/root/${secret}`], {
+        stdin: "inherit",
+        stdout: "pipe",
+        stderr: "inherit",
+      });
+      return secretIn(stdout);
+    },
+
     "a unix socket in a bound directory": (place) => seenFrom(receiveDescriptor(connectTo(place.socket)), place),
 
     "an abstract unix socket": (place) => seenFrom(receiveDescriptor(connectTo(place.abstractSocket)), place),
