@@ -3,7 +3,7 @@ import { describe, expect, test } from "bun:test";
 import type { RootMethod } from "../../switchroot.ts";
 import { MS } from "../../syscalls.ts";
 import { compile, scratchDirectory } from "../compiled.ts";
-import { someOf } from "../hard.ts";
+import { seed, someOf } from "../hard.ts";
 import {
   type Case,
   casesOf,
@@ -23,7 +23,6 @@ const scratch = scratchDirectory();
 const [mounttree, program] = await Promise.all([compile(scratch), compileProgram(scratch)]);
 useRoots(MS.PRIVATE);
 
-const seed = Math.floor(Date.now() / 1000);
 console.log(`faults of mounttree run: seed ${seed}`);
 
 const tolerated: readonly Tolerated[] = [

@@ -7,7 +7,7 @@ import { beforeAll, describe, expect, test } from "bun:test";
 import type { RootMethod } from "../../switchroot.ts";
 import { MS } from "../../syscalls.ts";
 import { scratchDirectory } from "../compiled.ts";
-import { someOf } from "../hard.ts";
+import { seed, someOf } from "../hard.ts";
 import {
   type Case,
   casesOf,
@@ -27,7 +27,6 @@ import { callsOfSwitch, compileProgram, isFinal, type ProgramCase, type Switched
 const program = await compileProgram(scratchDirectory());
 useRoots(MS.PRIVATE);
 
-const seed = Math.floor(Date.now() / 1000);
 console.log(`faults: seed ${seed}`);
 
 const tolerated: readonly Tolerated[] = [

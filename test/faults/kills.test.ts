@@ -5,7 +5,7 @@
 import { describe, expect, test } from "bun:test";
 import { MS } from "../../syscalls.ts";
 import { compile, run, scratchDirectory } from "../compiled.ts";
-import { someOf } from "../hard.ts";
+import { seed, someOf } from "../hard.ts";
 import {
   contentsOf,
   firstPlace,
@@ -35,7 +35,6 @@ const scratch = scratchDirectory();
 const [mounttree, program] = await Promise.all([compile(scratch), compileProgram(scratch)]);
 useRoots(MS.SHARED);
 
-const seed = Math.floor(Date.now() / 1000);
 console.log(`kills: seed ${seed}`);
 
 interface KillTest {
