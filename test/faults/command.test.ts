@@ -15,9 +15,9 @@ import {
   isTolerated,
   type Tolerated,
 } from "./cases.ts";
-import { firstPlace, type Kind, useRoots } from "./roots.ts";
+import { firstPlace, useRoots } from "./roots.ts";
 import type { Call } from "./strace.ts";
-import { type CommandCase, callsOfRun, compileProgram, isFinal, runIn } from "./switches.ts";
+import { type CommandCase, callsOfRun, compileProgram, isFinal, type RunTest, runIn, runs } from "./switches.ts";
 
 const scratch = scratchDirectory();
 const [mounttree, program] = await Promise.all([compile(scratch), compileProgram(scratch)]);
@@ -57,29 +57,6 @@ const tolerated: readonly Tolerated[] = [
   { call: /^execve\(/, errnos: ["ENOEXEC"] },
 ];
 
-interface RunTest {
-  method: RootMethod | "pivot,move";
-  options?: readonly string[];
-  kind: Kind;
-  few?: boolean;
-  /** Whether all calls are tested, or those of the switch alone, which the other tests do not have. */
-  whole?: boolean;
-}
-
-const mounts = [
-  ...["--ro-bind", "/usr", "/usr", "--proc", "/proc", "--dev", "/dev"],
-  ...["--tmpfs", "/new/directory", "--bind", "PLACE/away/file", "/new/file"],
-];
-const runs: readonly RunTest[] = [
-  { method: "pivot", options: mounts, kind: "directory", whole: true },
-  { method: "pivot,move", kind: "directory" },
-  { method: "pivot", options: ["--user", "--map-root", "--keep-fds", "--chdir", "/sub"], kind: "directory", whole: true },
-  { method: "pivot", options: ["--put-old", "directory"], kind: "mount point" },
-  { method: "move", kind: "directory", few: true },
-  { method: "detached", kind: "directory" },
-  { method: "chroot", kind: "mount point" },
-];
-
 /** The exit status, 0 if it goes on as if nothing had been. */
 function statusOf({ call, errno }: Case, calls: readonly Call[], { method, options = [] }: RunTest): number {
   const at = calls.indexOf(call);
@@ -87,7 +64,7 @@ function statusOf({ call, errno }: Case, calls: readonly Call[], { method, optio
   const type = call.name.startsWith("fs") ? before.concat(call).findLast(({ name }) => name === "fsopen") : undefined;
   const prefix = type === undefined ? "" : `${/"(\w+)"/.exec(type.text)?.[1]} `;
   const isMade = before.slice(-2).some((each) => each.name === "mkdirat" || each.text.includes("O_CREAT"));
-  const where = options === mounts ? "" : " without mounts";
+  const where = options.includes("--bind") ? "" : " without mounts";
   const suffix = `${where}${options.includes("--user") ? " --user" : ""}${isMade ? " made" : ""}`;
   const text = `${prefix}${call.name}${call.text}${suffix}`;
   if (isTolerated(tolerated, text, errno, methodNamed(method)) || call.text.includes(`= -1 ${errno} `)) return 0;

@@ -20,9 +20,9 @@ import {
   isTolerated,
   type Tolerated,
 } from "./cases.ts";
-import { firstPlace, type Kind, shapeOf, useRoots } from "./roots.ts";
+import { firstPlace, shapeOf, useRoots } from "./roots.ts";
 import type { Call } from "./strace.ts";
-import { callsOfSwitch, compileProgram, isFinal, type ProgramCase, type Switched, switchIn } from "./switches.ts";
+import { callsOfSwitch, compileProgram, isFinal, type ProgramCase, type Switched, switches, switchIn } from "./switches.ts";
 
 const program = await compileProgram(scratchDirectory());
 useRoots(MS.PRIVATE);
@@ -185,28 +185,6 @@ function judgeFallback(each: Case, expected: Expectation, [method, next]: readon
     ...differences("the mount table outside", is.before.host, is.after.host),
   ];
 }
-
-interface SwitchTest {
-  methods: readonly [RootMethod, ...RootMethod[]];
-  putOld?: "stacked" | "directory";
-  kind: Kind;
-  descriptors?: "keep" | "report";
-  /** Sections and names of the calls that no test before has. */
-  tested: RegExp;
-}
-
-const all = /./;
-const steps = /^(after )?step /;
-const switches: readonly SwitchTest[] = [
-  { methods: ["pivot", "move", "detached", "chroot"], kind: "directory", tested: all },
-  { methods: ["pivot", "move"], kind: "mount point", putOld: "directory", tested: steps },
-  { methods: ["move", "detached", "chroot"], kind: "directory", tested: /step |no-cap-sys-chroot/ },
-  { methods: ["move", "detached"], kind: "mount point", tested: /step probe|step list|step move|step chroot/ },
-  { methods: ["detached", "chroot"], kind: "directory", tested: steps },
-  { methods: ["chroot"], kind: "mount point", tested: steps },
-  // Which directories are open is looked up before the first check, where they lead at the end.
-  { methods: ["detached", "chroot"], kind: "directory", descriptors: "report", tested: /^descriptors|^after step chdir/ },
-];
 
 const namedSwitches = switches.map(({ putOld = "stacked", ...others }) => ({
   name: `${others.methods[0]}, putOld ${putOld}, of a ${others.kind}${others.descriptors === "report" ? ", with open directories" : ""}`,
