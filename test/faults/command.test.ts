@@ -52,6 +52,7 @@ const tolerated: readonly Tolerated[] = [
   { call: /^umount2\(".", MNT_EXPIRE\)/, errnos: ["EBUSY", "EINVAL"] },
   { call: /^umount2\(.*MNT_EXPIRE\|UMOUNT_NOFOLLOW/, errnos: ["EAGAIN", "EBUSY"] },
   { call: /^openat2\(\d+<\/>, .*RESOLVE_NO_SYMLINKS/, errnos: ["ELOOP", "ENOENT", "ENOSYS", "ENOTDIR", "EPERM"] },
+  // Of a mount that stays behind. Any error: a dead FUSE or NFS mount has its own, and it shows also when it is detached.
   { call: /^statx\(.*AT_SYMLINK_NOFOLLOW\|AT_NO_AUTOMOUNT, STATX_MNT_ID/ },
   // libc takes what no binary format claims for a script.
   { call: /^execve\(/, errnos: ["ENOEXEC"] },
