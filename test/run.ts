@@ -11,6 +11,7 @@ import { mkdtempSync, readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { type Containers, type Finished, mustRun, openContainers, seconds } from "./container.ts";
+import { patience } from "./hard.ts";
 import { type Counts, judge } from "./judge.ts";
 
 /** Exported as an array named `runs` by test files named `*.outside.ts`: a container that is not privileged. */
@@ -27,8 +28,8 @@ const checkout = resolve(import.meta.dir, "..");
 const testFiles = new Bun.Glob("**/*{.test,_test,.spec,_spec}.{ts,tsx,mts,cts,js,jsx,mjs,cjs}");
 const hard = process.argv.includes("--hard");
 const docs = process.argv.includes("--docs");
-const { MOUNTTREE_SEED } = process.env;
-const minutes = hard ? 40 : 20;
+const { MOUNTTREE_PATIENCE, MOUNTTREE_SEED } = process.env;
+const minutes = (hard ? 40 : 20) * patience;
 
 function filesOf(glob: Bun.Glob, filters: string[]): string[] {
   return [...glob.scanSync(checkout)]
@@ -41,16 +42,17 @@ async function runInside(containers: Containers, files: string[], options: strin
   const started = performance.now();
   const reports = ["--reporter=junit", "--reporter-outfile=/results/junit.xml"];
   // Most tests start processes, which a busy machine is slow at.
-  const patience = "--timeout=60000";
+  const timeout = `--timeout=${60_000 * patience}`;
   const paths = files.map((file) => `./${file}`);
   const forThisRun = [
     ...(hard ? ["--env", "MOUNTTREE_HARD=1"] : []),
     ...(MOUNTTREE_SEED === undefined ? [] : ["--env", `MOUNTTREE_SEED=${MOUNTTREE_SEED}`]),
+    ...(MOUNTTREE_PATIENCE === undefined ? [] : ["--env", `MOUNTTREE_PATIENCE=${MOUNTTREE_PATIENCE}`]),
     ...(docs ? ["--env", "MOUNTTREE_DOCS=1", "--mount", `type=bind,source=${checkout}/docs,target=/work/docs`] : []),
   ];
   const finished = await containers.run(
     [...containers.privileged, ...forThisRun],
-    ["bun", "test", ...reports, patience, ...options, ...paths],
+    ["bun", "test", ...reports, timeout, ...options, ...paths],
     {
       timeout: minutes * 60,
       show: true,

@@ -5,7 +5,7 @@
 import { describe, expect, test } from "bun:test";
 import { MS } from "../../syscalls.ts";
 import { compile, run, scratchDirectory } from "../compiled.ts";
-import { someOf } from "../hard.ts";
+import { seed, someOf } from "../hard.ts";
 import {
   contentsOf,
   firstPlace,
@@ -26,8 +26,10 @@ import {
   mainThread,
   type ProgramCase,
   runIn,
+  runs,
   startCommand,
   startProgram,
+  switches,
   switchIn,
 } from "./switches.ts";
 
@@ -35,7 +37,6 @@ const scratch = scratchDirectory();
 const [mounttree, program] = await Promise.all([compile(scratch), compileProgram(scratch)]);
 useRoots(MS.SHARED);
 
-const seed = Math.floor(Date.now() / 1000);
 console.log(`kills: seed ${seed}`);
 
 interface KillTest {
@@ -46,12 +47,12 @@ interface KillTest {
   start(place: Place, fault: Fault): Traced;
 }
 
-function ofProgram(where: "in a namespace" | "on the host", kind: Kind, options: ProgramCase["options"]): KillTest {
+function ofProgram(where: "in a namespace" | "on the host", kind: Kind, options: ProgramCase["options"], tested = /./): KillTest {
   const given: ProgramCase = { program, ...(where === "in a namespace" && { propagation: "slave" }), kind, options };
   return {
-    name: `switchRoot ${where}, ${options.methods}, putOld ${options.putOld ?? "stacked"}`,
+    name: `switchRoot ${where}, ${options.methods}, putOld ${options.putOld ?? "stacked"}${options.descriptors === "report" ? ", with open directories" : ""}`,
     kind,
-    record: async (place) => callsOfSwitch((await switchIn(place, given)).calls),
+    record: async (place) => callsOfSwitch((await switchIn(place, given)).calls).filter(({ section }) => tested.test(section)),
     start(place, fault) {
       const traced = startProgram(place, given, fault);
       traced.send("sq");
@@ -60,10 +61,10 @@ function ofProgram(where: "in a namespace" | "on the host", kind: Kind, options:
   };
 }
 
-function ofCommand(kind: Kind, ...options: string[]): KillTest {
-  const given = { mounttree, program, kind, options };
+function ofCommand(kind: Kind, options: readonly string[], few = false): KillTest {
+  const given = { mounttree, program, kind, few, options };
   return {
-    name: `mounttree run ${options.join(" ")}`,
+    name: `mounttree run ${options.join(" ")}${few ? ", with few mounts" : ""}`,
     kind,
     record: async (place) => callsOfRun((await runIn(place, given)).calls),
     start: (place, fault) => startCommand(place, given, fault),
@@ -71,32 +72,26 @@ function ofCommand(kind: Kind, ...options: string[]): KillTest {
 }
 
 const kills: readonly KillTest[] = [
-  ofProgram("in a namespace", "directory", { methods: ["pivot"] }),
-  ofProgram("in a namespace", "mount point", { methods: ["pivot"], putOld: "directory" }),
-  ofProgram("in a namespace", "directory", { methods: ["move"] }),
+  ...switches.map(({ methods: [method], kind, putOld, descriptors, tested }) =>
+    ofProgram(
+      "in a namespace",
+      kind,
+      { methods: [method], ...(putOld && { putOld }), ...(descriptors && { descriptors }) },
+      tested,
+    ),
+  ),
   ofProgram("on the host", "directory", { methods: ["detached"] }),
   ofProgram("on the host", "mount point", { methods: ["chroot"] }),
-  ofCommand(
-    "directory",
-    "--proc",
-    "/proc",
-    "--dev",
-    "/dev",
-    "--tmpfs",
-    "/new/directory",
-    "--bind",
-    "PLACE/away/file",
-    "/new/file",
-  ),
-  ofCommand("directory", "--method", "pivot", "--put-old", "directory"),
-  ofCommand("mount point", "--method", "move"),
-  ofCommand("directory", "--user", "--map-root", "--ro-bind", "/usr", "/usr"),
+  ...runs.map(({ method, options = [], kind, few }) => ofCommand(kind, ["--method", method, ...options], few)),
+  ofCommand("directory", ["--method", "pivot", "--put-old", "directory"]),
+  ofCommand("mount point", ["--method", "move"]),
+  ofCommand("directory", ["--user", "--map-root", "--ro-bind", "/usr", "/usr"]),
 ];
 
 describe.each(kills)("$name, of a $kind", ({ kind, record, start }) => {
   test("leaves nothing on the host when it is killed", async () => {
     const calls = await record(firstPlace);
-    const killed = someOf(calls, 4, seed);
+    const killed = someOf(calls, 3, seed);
     console.log(`${killed.length} kills`);
     const complaints: string[] = [];
     await inPlaces(killed, async (call, place) => {

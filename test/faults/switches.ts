@@ -1,6 +1,7 @@
 /** One switch under strace: by `program.ts`, or by the command. */
 import { mkdtempSync } from "node:fs";
 import { join } from "node:path";
+import type { RootMethod } from "../../switchroot.ts";
 import { run } from "../compiled.ts";
 import type { Report, Request } from "./program.ts";
 import { contentsOf, isAt, type Kind, mountTable, type Place, rootOf, type State, stateOf, tidy } from "./roots.ts";
@@ -178,3 +179,52 @@ export function callsOfRun(calls: readonly Call[]): Call[] {
   const last = calls.findIndex(({ name, text }) => name === "execve" && text.startsWith('("/hello"'));
   return ownCalls(calls.slice(first, last + 1));
 }
+
+// --- What is tested
+
+/** A switch at whose calls something happens to who switches. */
+export interface SwitchTest {
+  methods: readonly [RootMethod, ...RootMethod[]];
+  putOld?: "stacked" | "directory";
+  kind: Kind;
+  descriptors?: "keep" | "report";
+  /** Sections and names of the calls that no test before has. */
+  tested: RegExp;
+}
+
+const all = /./;
+const steps = /^(after )?step /;
+export const switches: readonly SwitchTest[] = [
+  { methods: ["pivot", "move", "detached", "chroot"], kind: "directory", tested: all },
+  { methods: ["pivot", "move"], kind: "mount point", putOld: "directory", tested: steps },
+  { methods: ["move", "detached", "chroot"], kind: "directory", tested: /step |no-cap-sys-chroot/ },
+  { methods: ["move", "detached"], kind: "mount point", tested: /step probe|step list|step move|step chroot/ },
+  { methods: ["detached", "chroot"], kind: "directory", tested: steps },
+  { methods: ["chroot"], kind: "mount point", tested: steps },
+  // Which directories are open is looked up before the first check, where they lead at the end.
+  { methods: ["detached", "chroot"], kind: "directory", descriptors: "report", tested: /^descriptors|^after step chdir/ },
+];
+
+/** The same for the command. */
+export interface RunTest {
+  method: RootMethod | "pivot,move";
+  options?: readonly string[];
+  kind: Kind;
+  few?: boolean;
+  /** Whether all calls are tested, or those of the switch alone, which the other tests do not have. */
+  whole?: boolean;
+}
+
+const mounts = [
+  ...["--ro-bind", "/usr", "/usr", "--proc", "/proc", "--dev", "/dev"],
+  ...["--tmpfs", "/new/directory", "--bind", "PLACE/away/file", "/new/file"],
+];
+export const runs: readonly RunTest[] = [
+  { method: "pivot", options: mounts, kind: "directory", whole: true },
+  { method: "pivot,move", kind: "directory" },
+  { method: "pivot", options: ["--user", "--map-root", "--keep-fds", "--chdir", "/sub"], kind: "directory", whole: true },
+  { method: "pivot", options: ["--put-old", "directory"], kind: "mount point" },
+  { method: "move", kind: "directory", few: true },
+  { method: "detached", kind: "directory" },
+  { method: "chroot", kind: "mount point" },
+];

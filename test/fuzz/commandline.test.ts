@@ -3,8 +3,15 @@ import { describe, expect, test } from "bun:test";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import fc from "fast-check";
-import { type Argument, type MountOption, type Request, readCommandLine, UsageError } from "../../commandline.ts";
-import { bothWays, run, scratchDirectory, watchMountTable } from "../compiled.ts";
+import {
+  type Argument,
+  type MountOption,
+  type Request,
+  type RunRequest,
+  readCommandLine,
+  UsageError,
+} from "../../commandline.ts";
+import { bothWays, makeRoot, run, scratchDirectory, userland, watchMountTable } from "../compiled.ts";
 import { holds, holdsForAll } from "./fuzz.ts";
 
 const scratch = scratchDirectory();
@@ -167,6 +174,59 @@ const anyLines = fc
   .map(([command, rest]) => [...command, ...rest]);
 const lines = fc.oneof(runLines, anyLines);
 
+/** With a userland, programs can be run. These options work with any of the others. */
+const working: fc.Arbitrary<string[]> = fc.constantFrom(
+  ...[["--put-old", "stacked"], ["--put-old=directory"], ["--chdir", "/inner"], ["--chdir=inner"], ["--keep-fds"]],
+  ...[["--tmpfs", "/tmp"], ["--proc", "/proc"], ["--dev=/dev"], ["--bind", "root/inner", "/inner"]],
+);
+/** Not together: in a user namespace, not all mounts can be left behind. */
+const methodsOrUser: fc.Arbitrary<string[]> = fc.constantFrom(
+  ...[[], ["--method", "move"], ["--method=detached"], ["--method", "chroot,pivot"]],
+  ...[["--user"], ["--user", "--map-root"], ["--map-same", "--user"]],
+);
+const failing: fc.Arbitrary<string[]> = fc.constantFrom(
+  ["--chdir", "missing"],
+  ["--bind", "missing", "/tmp"],
+  ["--no-such"],
+  ["--method=missing"],
+);
+const ends: Readonly<Record<string, number>> = {
+  "/bin/sh": 0,
+  true: 0,
+  "sh -c exit 7": 7,
+  "/file": 126,
+  missing: 127,
+  "/missing": 127,
+};
+
+function runsOf(
+  option: fc.Arbitrary<string[]>,
+  root: fc.Arbitrary<string>,
+  command: fc.Arbitrary<string[]>,
+): fc.Arbitrary<string[]> {
+  const dashes = fc.constantFrom([], ["--"]);
+  return fc
+    .tuple(methodsOrUser, fc.array(option, { maxLength: 4 }), dashes, root, dashes, command)
+    .map(([way, given, before, path, after, line]) => {
+      return ["run", ...userland, ...way, ...given.flat(), ...before, path, ...after, ...line];
+    });
+}
+
+const successes = runsOf(working, fc.constant("root"), fc.constantFrom([], ["true"]));
+const attempts = runsOf(
+  fc.oneof({ weight: 8, arbitrary: working }, { weight: 1, arbitrary: failing }),
+  fc.constantFrom("root", "root", "root", "missing", "file"),
+  fc.constantFrom([], ["true"], ["sh", "-c", "exit 7"], ["/file"], ["missing"], ["/missing"]),
+);
+
+/** With which statuses it may end: with one, if it is known what is where. */
+function statusesOfRun({ root, mounts, directory, line }: RunRequest): readonly number[] {
+  if (["missing", "file"].includes(text(root)) || mounts.some(({ source }) => source === "missing")) return [125];
+  // Where there is no userland there is no program: it is not found, or cannot be executed.
+  if (!mounts.some(({ source }) => source === "/usr")) return [125, 126, 127];
+  return [directory === "missing" ? 125 : (ends[line.map(text).join(" ")] ?? -1)];
+}
+
 // --- The tests
 
 /** Arguments that are the same bytes in another class are the same. */
@@ -199,7 +259,7 @@ test("any arguments are refused, or ask for what every one of them says", () => 
 
 describe.each(ways)("the command, $name,", ({ name, command }) => {
   const directory = join(scratch, name.replaceAll(" ", "-"));
-  mkdirSync(join(directory, "root/inner"), { recursive: true });
+  mkdirSync(join(makeRoot(join(directory, "root")), "inner"));
   writeFileSync(join(directory, "root/file"), "");
   writeFileSync(join(directory, "file"), "");
 
@@ -211,31 +271,41 @@ describe.each(ways)("the command, $name,", ({ name, command }) => {
       Buffer.from("' "),
     ]);
 
+  /** Returns the status with which it ended, after a look at it. */
+  async function statusOf(args: readonly Argument[], index: number): Promise<number | string> {
+    const script = join(directory, `script${index}`);
+    writeFileSync(script, Buffer.concat([Buffer.from("exec "), ...[...command, ...args].map(quoted)]));
+    const { status, stdout, stderr } = await run(["sh", script], { cwd: directory });
+    const context = { args: args.map(text), stderr };
+    const result = asked(args);
+    if (result instanceof UsageError) {
+      const message = `mounttree: ${result.message}\nTry 'mounttree ${result.command}--help'.\n`;
+      expect({ ...context, status, stdout }).toEqual({ ...context, stderr: message, status: 125, stdout: "" });
+      return status;
+    }
+    const others = { check: [0, 1, 125], ls: [0, 125], help: [0], version: [0] };
+    const statuses = result.command === "run" ? statusesOfRun(result) : others[result.command];
+    const fits = statuses.includes(Number(status));
+    expect({ ...context, statuses, status, fits }).toEqual({ ...context, statuses, status, fits: true });
+    expect(stderr).toMatch(Number(status) >= 125 ? /^mounttree: .+\n$/s : /^$/);
+    expect(stderr).not.toMatch(/^Try |^ +at /m);
+    if (result.command === "help") expect(stdout).toBe(result.text);
+    return status;
+  }
+
   test("ends with any arguments as it should, without a trace of what it is made of", async () => {
     await holdsForAll(`the command, ${name}`, lines, { cases: 64, atOnce: 8, seconds: 0.6 }, async (batch) => {
-      await Promise.all(
-        batch.map(async (args, index) => {
-          const script = join(directory, `script${index}`);
-          writeFileSync(script, Buffer.concat([Buffer.from("exec "), ...[...command, ...args].map(quoted)]));
-          const { status, stdout, stderr } = await run(["sh", script], { cwd: directory });
-          const context = { args: args.map(text), stderr };
-          const result = asked(args);
-          if (result instanceof UsageError) {
-            const message = `mounttree: ${result.message}\nTry 'mounttree ${result.command}--help'.\n`;
-            expect({ ...context, status, stdout }).toEqual({ ...context, stderr: message, status: 125, stdout: "" });
-            return;
-          }
-          // What it runs, if anything, is not found, or cannot be executed: there is no program in these roots.
-          const statuses = { run: [125, 126, 127], check: [0, 1, 125], ls: [0, 125], help: [0], version: [0] }[result.command];
-          expect({ ...context, status: statuses.includes(Number(status)) ? "fit" : status }).toEqual({
-            ...context,
-            status: "fit",
-          });
-          expect(stderr).toMatch(Number(status) > 1 ? /^mounttree: .+\n$/s : /^$/);
-          expect(stderr).not.toMatch(/^Try |^ +at /m);
-          if (result.command === "help") expect(stdout).toBe(result.text);
-        }),
-      );
+      await Promise.all(batch.map(statusOf));
     });
+  });
+
+  test("runs what is there, with whatever options work, and otherwise says so by its status", async () => {
+    const seen = new Map<number | string, number>();
+    const pairs = fc.tuple(successes, attempts);
+    await holdsForAll(`mounttree run, ${name}`, pairs, { cases: 32, atOnce: 4, seconds: 0.6 }, async (batch) => {
+      for (const status of await Promise.all(batch.flat().map(statusOf))) seen.set(status, (seen.get(status) ?? 0) + 1);
+    });
+    console.log(`statuses: ${[...seen].map(([status, count]) => `${status} ${count} times`).join(", ")}`);
+    expect(seen.get(0) ?? 0).toBeGreaterThanOrEqual(4);
   });
 });
