@@ -203,18 +203,20 @@ export const sysAdmin: Check = {
   reason: "no-cap-sys-admin",
   metWhenNew: true,
   rulesOut: () =>
-    hasCapability(CAP.SYS_ADMIN)
-      ? undefined
-      : "this process does not have CAP_SYS_ADMIN (be root, or call enterMountNamespace({ user: true }) first)",
+    hasCapability(CAP.SYS_ADMIN) ? undefined : `this process does not have CAP_SYS_ADMIN (${adviceFor("SYS_ADMIN")})`,
 };
 
 export const sysChroot: Check = {
   reason: "no-cap-sys-chroot",
   rulesOut: () =>
-    hasCapability(CAP.SYS_CHROOT)
-      ? undefined
-      : "this process does not have CAP_SYS_CHROOT (be root, or call enterMountNamespace({ user: true }) first)",
+    hasCapability(CAP.SYS_CHROOT) ? undefined : `this process does not have CAP_SYS_CHROOT (${adviceFor("SYS_CHROOT")})`,
 };
+
+/** Who is root and does not have a capability is in a container, as a rule. */
+function adviceFor(capability: "SYS_ADMIN" | "SYS_CHROOT"): string {
+  const first = process.geteuid?.() === 0 ? `in a container: '--cap-add ${capability}'` : "be root";
+  return `${first}, or take a user namespace: enterMountNamespace({ user: true }) in a program, 'mounttree run --user' as a command`;
+}
 
 // --- Whose namespace
 

@@ -146,7 +146,12 @@ describe("a method is ruled out", () => {
       "detached no-cap-sys-admin",
       "chroot no-cap-sys-chroot",
     ]);
-    expect(refusal.error.message).toContain("this process does not have CAP_SYS_ADMIN");
+    // It is root already.
+    for (const capability of ["SYS_ADMIN", "SYS_CHROOT"]) {
+      expect(refusal.error.message).toContain(
+        `this process does not have CAP_${capability} (in a container: '--cap-add ${capability}', or take a user namespace: enterMountNamespace({ user: true }) in a program, 'mounttree run --user' as a command)`,
+      );
+    }
   });
 
   test("for an ordinary user: the same", async () => {
@@ -158,6 +163,7 @@ describe("a method is ruled out", () => {
       ...Array(3).fill("no-cap-sys-admin"),
       "no-cap-sys-chroot",
     ]);
+    expect(refusal.error.message).toContain("this process does not have CAP_SYS_ADMIN (be root, or take a user namespace: ");
     expect(refusal.unchanged).toBe(true);
   });
 
