@@ -122,6 +122,15 @@ describe("bad input is refused with a clear error, before anything has changed (
 });
 
 describe("a method is ruled out", () => {
+  test("in a shared mount namespace: the message says how to get one of one's own", async () => {
+    const refusal = await child(refuse, { path: `${base}/root`, options: { methods: ["pivot"] } }, { prefix: [] });
+    if (!("error" in refusal)) throw new Error("it switched");
+    expect(refusal.error.message).toMatch(/the mount namespace is shared: process \d+ \(\S+\) lives in it too/);
+    expect(refusal.error.message).toContain(
+      "(for one of its own call enterMountNamespace() first of all in the program, or start it by 'unshare --mount' directly in front of it: a launcher in between, such as npx or 'bun run', shares it)",
+    );
+  });
+
   const setpriv = (capabilities: string): string[] => ["setpriv", `--bounding-set=${capabilities}`, `--inh-caps=${capabilities}`];
 
   test("without CAP_SYS_ADMIN: chroot is what is left", async () => {
