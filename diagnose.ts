@@ -707,7 +707,7 @@ function sourceNotMountPoint({ source, sourcePlace }: Scene): Verdict {
   return { reason: "not-mount-point", message: `${called(source, sourcePlace)} is not a mount point` };
 }
 
-function targetNotMountPoint({ target, targetPlace }: Scene): Verdict {
+function targetNotMountPoint({ target, targetPlace, syscall }: Scene): Verdict {
   if (target === undefined) return notThere;
   if (target.mountRoot) return { not: "a target that is no mount point" };
   if (target.path === "/") {
@@ -715,6 +715,8 @@ function targetNotMountPoint({ target, targetPlace }: Scene): Verdict {
       "this process's root is a plain directory: it was chrooted (start it outside of the chroot, or bind that directory over itself before the chroot)";
     return { reason: "not-mount-point", message };
   }
+  if (syscall === "umount2")
+    return { reason: "not-mount-point", message: `nothing is mounted on ${called(target, targetPlace)}` };
   return {
     reason: "not-mount-point",
     message: `${called(target, targetPlace)} is not a mount point (bind it over itself first)`,

@@ -314,9 +314,15 @@ function bindByName(fd: number, path: PathLike): void {
 export function unmount(target: PathLike, options: { lazy?: boolean; force?: boolean } = {}): void {
   checkOptions(options, ["lazy", "force"]);
   const { lazy = false, force = false } = options;
-  // Not before a forced one: the look-up could wait for the server.
+  // Neither before a forced one nor to explain it: the look-up could wait for the server.
   if (!lazy && !force && isOwnRoot(target)) throw new SyscallError("umount2", EBUSY, pathText(target));
-  umount2(target, (lazy ? MNT.DETACH : 0) | (force ? MNT.FORCE : 0));
+  const flags = (lazy ? MNT.DETACH : 0) | (force ? MNT.FORCE : 0);
+  if (force) umount2(target, flags);
+  else
+    orExplain(
+      () => umount2(target, flags),
+      () => ({ target }),
+    );
 }
 
 function isOwnRoot(target: PathLike): boolean {
@@ -358,7 +364,7 @@ export function unmountAll(target: PathLike, options: { lazy?: boolean } = {}): 
     } catch (error) {
       // Unmounting one of two peers unmounts what is on the other: then this one went with an earlier one.
       const gone = isRefusal(error, "EINVAL", "ENOENT") && findMount(({ id }) => id === mount.id) === undefined;
-      if (!gone) throw error;
+      if (!gone) throw explained(error, { target: mount.mountPointBytes ?? mount.mountPoint });
     }
     count++;
   }

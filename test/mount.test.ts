@@ -665,7 +665,10 @@ describe("unmount", () => {
 
   test("what is not mounted is EINVAL, what is not there ENOENT", () => {
     const path = make("directory");
-    expect(errorOf(() => unmount(path))).toMatchObject({ code: "EINVAL", syscall: "umount2", path });
+    expect(errorOf(() => unmount(path))).toMatchObject({
+      ...{ code: "EINVAL", syscall: "umount2", path, reason: "not-mount-point" },
+      message: expect.stringMatching(/: nothing is mounted on '.*'$/),
+    });
     expect(errorOf(() => unmount(join(path, "missing")))).toMatchObject({ code: "ENOENT", syscall: "umount2" });
     expect(errorOf(() => unmount("a\0"))).toMatchObject({ name: "TypeError", code: "ERR_INVALID_ARG_VALUE" });
   });
