@@ -206,6 +206,8 @@ function causesOf({ syscall, code, path }: SyscallError, { flags = 0, fsType = n
       return [newRootOnRootMount, putOldOnRootMount];
     case "mount EINVAL":
       return causesOfMountEinval(flags);
+    case "mount ENODEV":
+      return [unknownType];
     case "mount EBUSY":
       return [alreadyMounted];
     case "open_tree EINVAL":
@@ -756,6 +758,16 @@ function notSameKind({ source, target, targetPlace }: Scene): Verdict {
 /** Only the kernel's log says more, and not to everybody. */
 function ownOptions(): Verdict {
   return { unseen: "whether the file system refused its options or its source (the kernel's log, dmesg(1), may say)" };
+}
+
+/** A type that the kernel has is listed, also if its module was loaded by this very call. */
+function unknownType({ evidence, fsType }: Scene): Verdict {
+  const known = evidence.file("/proc/filesystems")?.split(/\s/);
+  if (fsType === null || known === undefined) return { unseen: "which file system types the kernel knows" };
+  const [type = ""] = /^fuse(blk)?(?=\.)/.exec(fsType) ?? [fsType];
+  if (known.includes(type)) return { not: "a file system type that the kernel does not know" };
+  const message = `the kernel knows no file system type '${fsType}' (it is not in /proc/filesystems, and no module of that name could be loaded)`;
+  return { reason: "fs-unknown", message };
 }
 
 function alreadyMounted(scene: Scene): Verdict {
