@@ -203,18 +203,20 @@ export const sysAdmin: Check = {
   reason: "no-cap-sys-admin",
   metWhenNew: true,
   rulesOut: () =>
-    hasCapability(CAP.SYS_ADMIN)
-      ? undefined
-      : "this process does not have CAP_SYS_ADMIN (be root, or call enterMountNamespace({ user: true }) first)",
+    hasCapability(CAP.SYS_ADMIN) ? undefined : `this process does not have CAP_SYS_ADMIN (${adviceFor("SYS_ADMIN")})`,
 };
 
 export const sysChroot: Check = {
   reason: "no-cap-sys-chroot",
   rulesOut: () =>
-    hasCapability(CAP.SYS_CHROOT)
-      ? undefined
-      : "this process does not have CAP_SYS_CHROOT (be root, or call enterMountNamespace({ user: true }) first)",
+    hasCapability(CAP.SYS_CHROOT) ? undefined : `this process does not have CAP_SYS_CHROOT (${adviceFor("SYS_CHROOT")})`,
 };
+
+/** Who is root and does not have a capability is in a container, as a rule. */
+function adviceFor(capability: "SYS_ADMIN" | "SYS_CHROOT"): string {
+  const first = process.geteuid?.() === 0 ? `in a container: '--cap-add ${capability}'` : "be root";
+  return `${first}, or take a user namespace: enterMountNamespace({ user: true }) in a program, 'mounttree run --user' as a command`;
+}
 
 // --- Whose namespace
 
@@ -299,6 +301,9 @@ export function closeQuietly(on: Kernel, fd: number): void {
   }
 }
 
+const ownNamespaceAdvice =
+  "for one of its own call enterMountNamespace() first of all in the program, or start it by 'unshare --mount' directly in front of it: a launcher in between, such as npx or 'bun run', shares it";
+
 export const ownNamespace: Check = {
   reason: "namespace-shared",
   metWhenNew: true,
@@ -307,9 +312,7 @@ export const ownNamespace: Check = {
     // From within, a namespace gets new inhabitants by fork(2) alone. Then we have children now, or had some that have ended.
     if (isRememberedOwn(situation.oldRoot) && !hasChildren() && own?.faultsOfChildren === faultsOfChildren()) return undefined;
     const inhabitant = otherInhabitant(situation.proc);
-    return (
-      inhabitant && `the mount namespace is shared: ${inhabitant} (start the program by 'unshare --mount' for one of its own)`
-    );
+    return inhabitant && `the mount namespace is shared: ${inhabitant} (${ownNamespaceAdvice})`;
   },
 };
 
@@ -527,19 +530,24 @@ export const pivotableRoot: Check = {
 
 // --- Shared mounts
 
+const privateAdvice =
+  "in a mount namespace of its own, which enterMountNamespace() and 'unshare --mount' make: 'mount --make-rprivate /'";
+
 export const unsharedMounts: Check = {
   reason: "shared-mount",
   rulesOut(situation) {
     const { root, oldRoot, newNamespace } = situation;
     const from = positionOf(situation, oldRoot);
     // What is mounted on a shared mount appears on its peers, in other namespaces; undoing that takes more away than was added.
-    if (from?.mount.shared) return 'the mount at "/" is shared';
-    if (from?.parent?.shared) return 'the mount that "/" is mounted on is shared';
+    if (from?.mount.shared) return `the mount at "/" is shared (${privateAdvice})`;
+    if (from?.parent?.shared) {
+      return 'the mount that "/" is mounted on is shared, and no path leads there (use the method "detached")';
+    }
     // What lies below "/" is a slave then; and that the new root does, since "/" is the namespace's root, was checked before.
     if (newNamespace) return undefined;
     const to = positionOf(situation, root);
-    if (to?.mount.shared) return "the mount that the new root lies on is shared";
-    if (isMountRoot(root) && to?.parent?.shared) return "the mount that the new root is mounted on is shared";
+    if (to?.mount.shared) return `the mount that the new root lies on is shared (${privateAdvice})`;
+    if (isMountRoot(root) && to?.parent?.shared) return `the mount that the new root is mounted on is shared (${privateAdvice})`;
     return undefined;
   },
 };

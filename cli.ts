@@ -195,12 +195,11 @@ function hint(methods: RootCheck["methods"]): string[] {
   const needs = (...reasons: string[]): boolean => methods.some(({ reason }) => reason !== undefined && reasons.includes(reason));
   const privileges = needs("no-cap-sys-admin", "namespace-not-owned");
   if (!privileges && !needs("namespace-shared", "shared-mount")) return [];
+  // Who is root is not given a user namespace unasked.
+  const command = needs("no-cap-sys-admin") && process.geteuid?.() === 0 ? "mounttree run --user" : "mounttree run";
   const namespaces = privileges ? "a user namespace and a mount namespace" : "a mount namespace";
   const options = privileges ? "--user --map-root-user --mount" : "--mount";
-  return [
-    "",
-    `mounttree run takes ${namespaces} of its own: to see what it would find, 'unshare ${options} mounttree check ROOT'.`,
-  ];
+  return [`${command} takes ${namespaces} of its own: to see what it would find, 'unshare ${options} mounttree check ROOT'.`];
 }
 
 // --- Output

@@ -206,6 +206,8 @@ function causesOf({ syscall, code, path }: SyscallError, { flags = 0, fsType = n
       return [newRootOnRootMount, putOldOnRootMount];
     case "mount EINVAL":
       return causesOfMountEinval(flags);
+    case "mount ENODEV":
+      return [unknownType];
     case "mount EBUSY":
       return [alreadyMounted];
     case "open_tree EINVAL":
@@ -707,7 +709,7 @@ function sourceNotMountPoint({ source, sourcePlace }: Scene): Verdict {
   return { reason: "not-mount-point", message: `${called(source, sourcePlace)} is not a mount point` };
 }
 
-function targetNotMountPoint({ target, targetPlace }: Scene): Verdict {
+function targetNotMountPoint({ target, targetPlace, syscall }: Scene): Verdict {
   if (target === undefined) return notThere;
   if (target.mountRoot) return { not: "a target that is no mount point" };
   if (target.path === "/") {
@@ -715,6 +717,8 @@ function targetNotMountPoint({ target, targetPlace }: Scene): Verdict {
       "this process's root is a plain directory: it was chrooted (start it outside of the chroot, or bind that directory over itself before the chroot)";
     return { reason: "not-mount-point", message };
   }
+  if (syscall === "umount2")
+    return { reason: "not-mount-point", message: `nothing is mounted on ${called(target, targetPlace)}` };
   return {
     reason: "not-mount-point",
     message: `${called(target, targetPlace)} is not a mount point (bind it over itself first)`,
@@ -754,6 +758,16 @@ function notSameKind({ source, target, targetPlace }: Scene): Verdict {
 /** Only the kernel's log says more, and not to everybody. */
 function ownOptions(): Verdict {
   return { unseen: "whether the file system refused its options or its source (the kernel's log, dmesg(1), may say)" };
+}
+
+/** A type that the kernel has is listed, also if its module was loaded by this very call. */
+function unknownType({ evidence, fsType }: Scene): Verdict {
+  const known = evidence.file("/proc/filesystems")?.split(/\s/);
+  if (fsType === null || known === undefined) return { unseen: "which file system types the kernel knows" };
+  const [type = ""] = /^fuse(blk)?(?=\.)/.exec(fsType) ?? [fsType];
+  if (known.includes(type)) return { not: "a file system type that the kernel does not know" };
+  const message = `the kernel knows no file system type '${fsType}' (it is not in /proc/filesystems, and no module of that name could be loaded)`;
+  return { reason: "fs-unknown", message };
 }
 
 function alreadyMounted(scene: Scene): Verdict {

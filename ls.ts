@@ -16,7 +16,7 @@ export interface DrawOptions {
 /**
  * The mounts of this process's mount namespace.
  *
- * @param path Only the mount that this lies on, and those below it. Default: all.
+ * @param path Only the mount that this lies on, and those mounted on it below the path, in the order of the tree. Default: all.
  * @throws As {@link getMounts} and {@link mountOf}.
  */
 export function drawTree(path: PathLike | undefined, options: DrawOptions = {}): string {
@@ -39,7 +39,16 @@ function mountsBelow(path: PathLike): MountInfo[] {
   const fd = open(path, O.PATH | O.CLOEXEC);
   const resolved = pathText(readlinkat(AT.FDCWD, `/proc/self/fd/${fd}`));
   close(fd);
-  return getMounts((mount) => mount.id === on.id || (isBelow(mount.mountPoint, resolved) && mount.mountPoint !== on.mountPoint));
+  const below = getMounts(({ mountPoint }) => isBelow(mountPoint, resolved) && mountPoint !== on.mountPoint);
+  // Not all of these: what the mount hides has mount points below the path as well.
+  const children = Map.groupBy(below, ({ parentId }) => parentId);
+  const order: MountInfo[] = [];
+  const add = (mount: MountInfo): void => {
+    order.push(mount);
+    for (const child of children.get(mount.id) ?? []) add(child);
+  };
+  add(on);
+  return order;
 }
 
 interface Row {

@@ -75,12 +75,12 @@ export { mergeTmpfsOptions, type ParsedMountOptions, type PropagationMode, parse
  *
  * @param source What is mounted: a device, a directory or file to bind, or what the file system makes of it. Null: nothing.
  * @param target Where. Symlinks are followed.
- * @param fsType The file system's type, `"fuse.sshfs"` with its subtype; ignored for a bind. Null: none.
+ * @param fsType The file system's type, `"fuse.sshfs"` with its subtype; ignored for a bind. Null: none, for a bind and a change only.
  * @param options As {@link parseMountOptions} reads them. Default: none.
  * @throws SyscallError as mount(2); then nothing is mounted. `ENOENT` before anything is mounted if more than one call is needed and
  *   /proc is not mounted. `SuppressedError` if undoing failed as well: `error` says why, `suppressed` is the first failure.
  *   TypeError as {@link parseMountOptions}, before anything is mounted; and for a bind with options for the file system, which mount(8) and
- *   the kernel ignore.
+ *   the kernel ignore, for a bind without a source, and where a type is needed and there is none.
  * @see mount(2), mount(8).
  */
 export function mount(source: PathLike | null, target: PathLike, fsType: string | null, options = ""): void {
@@ -96,10 +96,14 @@ export function mount(source: PathLike | null, target: PathLike, fsType: string 
       `'${data}' is nothing that a bind mount can be given, and would be ignored (read-only is "ro")`,
     );
   }
+  if (flags & MS.BIND && source === null) throw argumentError("ERR_INVALID_ARG_VALUE", "a source is needed, to be bound");
   const unnamed = (source === null || source === "none") && (fsType === null || fsType === "none");
   if (propagation.length > 0 && unnamed && (flags & ~MS.SILENT) === 0 && data === "") {
     for (const type of propagation) mountOrExplain(null, target, null, type, null);
     return;
+  }
+  if (fsType === null && (flags & MS.BIND) === 0) {
+    throw argumentError("ERR_INVALID_ARG_VALUE", 'a type is needed, or an option such as "bind"');
   }
   const attributes = (flags & MS.BIND) !== 0 && ((flags | clear) & perMount) !== 0;
   const several = attributes || propagation.length > 0;
@@ -314,9 +318,15 @@ function bindByName(fd: number, path: PathLike): void {
 export function unmount(target: PathLike, options: { lazy?: boolean; force?: boolean } = {}): void {
   checkOptions(options, ["lazy", "force"]);
   const { lazy = false, force = false } = options;
-  // Not before a forced one: the look-up could wait for the server.
+  // Neither before a forced one nor to explain it: the look-up could wait for the server.
   if (!lazy && !force && isOwnRoot(target)) throw new SyscallError("umount2", EBUSY, pathText(target));
-  umount2(target, (lazy ? MNT.DETACH : 0) | (force ? MNT.FORCE : 0));
+  const flags = (lazy ? MNT.DETACH : 0) | (force ? MNT.FORCE : 0);
+  if (force) umount2(target, flags);
+  else
+    orExplain(
+      () => umount2(target, flags),
+      () => ({ target }),
+    );
 }
 
 function isOwnRoot(target: PathLike): boolean {
@@ -358,7 +368,7 @@ export function unmountAll(target: PathLike, options: { lazy?: boolean } = {}): 
     } catch (error) {
       // Unmounting one of two peers unmounts what is on the other: then this one went with an earlier one.
       const gone = isRefusal(error, "EINVAL", "ENOENT") && findMount(({ id }) => id === mount.id) === undefined;
-      if (!gone) throw error;
+      if (!gone) throw explained(error, { target: mount.mountPointBytes ?? mount.mountPoint });
     }
     count++;
   }

@@ -17,6 +17,7 @@ export const reasons = [
   "apparmor",
   "apparmor-restrict-userns",
   "fs-not-in-userns",
+  "fs-unknown",
   "kernel-too-old",
   "locked-below",
   "locked-options",

@@ -32,6 +32,11 @@ for (const { name, program } of programs) {
       expect(finished).toMatchObject({ status: 0, stdout: `${uid}\n${uid}\nCapEff:\t0000000000000000\ndeny\n`, stderr: "" });
     });
 
+    test("check says so", async () => {
+      const { stdout } = await run([...asUser, ...program, "check", root]);
+      expect(stdout).toContain("\n\nmounttree run takes a user namespace and a mount namespace of its own: ");
+    });
+
     test("--map-root makes it root there", async () => {
       for (const options of [["--map-root"], ["--user", "--map-root"]]) {
         expect(await inside(options, "id", "-u")).toMatchObject({ status: 0, stdout: "0\n", stderr: "" });

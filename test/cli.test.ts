@@ -376,8 +376,9 @@ for (const { name, command: mounttree } of ways) {
       test("says why not", async () => {
         const { status, stdout } = await check([], onTmpfs);
         expect(stdout).toEndWith(
-          "mounttree run takes a mount namespace of its own: to see what it would find, 'unshare --mount mounttree check ROOT'.\n",
+          "\n\nmounttree run takes a mount namespace of its own: to see what it would find, 'unshare --mount mounttree check ROOT'.\n",
         );
+        expect(stdout).not.toContain("\n\n\n");
         expect(rows(stdout).slice(0, 3)).toEqual([
           ["pivot", "no", "namespace-shared"],
           ["move", "no", "namespace-shared"],
@@ -390,6 +391,12 @@ for (const { name, command: mounttree } of ways) {
         const weak = await check(["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"], onTmpfs);
         expect(rows(weak.stdout).map(([, works]) => works)).toEqual(["no", "no", "no", "yes"]);
         expect(weak.status).toBe(1);
+        // Root, who is given a user namespace only if it is asked for.
+        const sentence = "mounttree run --user takes a user namespace and a mount namespace of its own: ";
+        expect(weak.stdout).toContain(`\n\n${sentence}`);
+        const without = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", ...mounttree, "run"];
+        expect(await run([...without, ...userland, onTmpfs, "true"])).toMatchObject({ status: 125 });
+        expect(await run([...without, "--user", ...userland, onTmpfs, "true"])).toMatchObject({ status: 0, stderr: "" });
         const nothing = await check(noCapabilities, onTmpfs);
         expect(nothing).toMatchObject({ status: 1, stderr: "" });
         expect(nothing.stdout).toEndWith("'unshare --user --map-root-user --mount mounttree check ROOT'.\n");

@@ -484,6 +484,8 @@ const calls: Record<string, [code: string, reason: Reason, prefix: string[], att
     [...own, ...after(tmpfs, ...newUserNamespace), ...after(`mount --bind ${root} ${root}; mount -o remount,bind,nodev ${root}`)],
     remount(syscalls.MS.RDONLY),
   ],
+  "a file system type that there is not": ["ENODEV", "fs-unknown", [...own], mount("t", root, "nofs", "")],
+  "a subtype of a type that has none": ["ENODEV", "fs-unknown", [...own], mount("t", root, "tmpfs.x", "")],
   "a mount without CAP_SYS_ADMIN": ["EPERM", "no-cap-sys-admin", [...own, ...drop("-all")], mount("t", root, "tmpfs", "")],
   "makeMountPoint without CAP_SYS_ADMIN": [
     "EPERM",

@@ -69,12 +69,6 @@ for (const { name, command: mounttree } of ways) {
         expect(targets(stdout)).toEqual([top, `└─${s}`, `  └─${s}`, `    └─${s}`, `      └─${s}/in`]);
       });
 
-      test("a mount whose parent is not in the list as a root of its own", async () => {
-        const { stdout } = await apart('make under "$top/o"; make lost "$top/o/lost"; make over "$top/o"', '"$top/o"');
-        expect(targets(stdout).sort()).toEqual([`${top}/o`, `${top}/o/lost`]);
-        expect(stdout).toMatch(/\/o +over /);
-      });
-
       test("the root of a process that was chrooted, whose parent it does not see", async () => {
         const script = 'for each in usr proc work tmp dev; do mkdir "$top/$each"; mount --rbind /$each "$top/$each"; done';
         const { stdout } = await shellApart(
@@ -154,6 +148,26 @@ for (const { name, command: mounttree } of ways) {
         expect(await list('-- "$top/a/plain/../b"')).toEqual(["TOP/a/b"]);
         expect(await list('"$top"')).toEqual(["TOP", "├─TOP/a", "│ ├─TOP/a/b", "│ └─TOP/a/plain/c", "└─TOP/ab"]);
         expect(await list("/dev/null")).toEqual(["/dev"]);
+      });
+
+      test("what it hides is left out, and a mount that lies on one below it is not", async () => {
+        const script = `
+          make under "$top/o"; make lost "$top/o/lost"; make lost "$top/o/in"; make over "$top/o"
+          make in "$top/o/in"; make on "$top/o/in"; make deep "$top/o/in/deep"`;
+        const { stdout } = await apart(script, '"$top/o"');
+        const o = `${top}/o`;
+        expect(targets(stdout)).toEqual([o, `└─${o}/in`, `  └─${o}/in`, `    └─${o}/in/deep`]);
+        expect(stdout).not.toMatch(/ (under|lost) /);
+        const json: { mountSource: string }[] = JSON.parse((await apart(script, '--json "$top/o"')).stdout);
+        expect(json.map(({ mountSource }) => mountSource)).toEqual(["over", "in", "on", "deep"]);
+      });
+
+      test("PATH's own mount comes first, also if it was put there after those below it", async () => {
+        const script =
+          'make old "$top/m"; make b "$top/m/b"; make c "$top/m/b/c"; make new "$top/n"; mkdir "$top/n/b"; mount --move "$top/m/b" "$top/n/b"';
+        const { stdout } = await apart(script, '--json "$top/n"');
+        const json: { mountSource: string }[] = JSON.parse(stdout);
+        expect(json.map(({ mountSource }) => mountSource)).toEqual(["new", "b", "c"]);
       });
 
       test("one that is missing is an error, and so are two", async () => {

@@ -519,6 +519,25 @@ describe("mount", () => {
     expect(table()).toEqual([]);
   });
 
+  test("neither a type nor an option that does without is refused before anything is done", () => {
+    const target = make("target");
+    for (const [source, options, words] of [
+      ["/usr", "", /type is needed.*"bind"/],
+      ["/usr", "bidn", /type is needed.*"bind"/],
+      ["/usr", "ro,shared", /type is needed/],
+      [null, "ro", /type is needed/],
+      [null, "bind", /source is needed/],
+      [null, "rbind,ro", /source is needed/],
+    ] as const) {
+      const message = expect.stringMatching(words);
+      const expected = { name: "TypeError", code: "ERR_INVALID_ARG_VALUE", message };
+      expect(errorOf(() => mount(source, target, null, options))).toMatchObject(expected);
+    }
+    expect(table()).toEqual([]);
+    // For the kernel to judge.
+    expect(errorOf(() => mount("/usr", target, "none"))).toMatchObject({ code: "ENODEV" });
+  });
+
   test("a NUL anywhere, and data that is too long, are refused before anything is mounted", () => {
     const target = make("target");
     const invalid = { name: "TypeError", code: "ERR_INVALID_ARG_VALUE" };
@@ -665,7 +684,10 @@ describe("unmount", () => {
 
   test("what is not mounted is EINVAL, what is not there ENOENT", () => {
     const path = make("directory");
-    expect(errorOf(() => unmount(path))).toMatchObject({ code: "EINVAL", syscall: "umount2", path });
+    expect(errorOf(() => unmount(path))).toMatchObject({
+      ...{ code: "EINVAL", syscall: "umount2", path, reason: "not-mount-point" },
+      message: expect.stringMatching(/: nothing is mounted on '.*'$/),
+    });
     expect(errorOf(() => unmount(join(path, "missing")))).toMatchObject({ code: "ENOENT", syscall: "umount2" });
     expect(errorOf(() => unmount("a\0"))).toMatchObject({ name: "TypeError", code: "ERR_INVALID_ARG_VALUE" });
   });

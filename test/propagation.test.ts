@@ -34,6 +34,9 @@ describe("shared mounts (rules 3, 5 and 9)", () => {
   }
   const unchanged = ["unshare", "--mount", "--propagation", "unchanged"];
 
+  const advice =
+    "in a mount namespace of its own, which enterMountNamespace() and 'unshare --mount' make: 'mount --make-rprivate /'";
+
   const reasons = (path: string): string[] =>
     switchRoot(path, { methods: ["pivot", "chroot"] }).rejected.map(({ message }) => message);
 
@@ -41,7 +44,7 @@ describe("shared mounts (rules 3, 5 and 9)", () => {
     makeShared();
     syscalls.mount(null, `${base}/root`, null, syscalls.MS.PRIVATE, null);
     const ruledOut = await child(reasons, `${base}/root`, { prefix: unchanged });
-    expect(ruledOut).toEqual(["the mount that the new root is mounted on is shared"]);
+    expect(ruledOut).toEqual([`the mount that the new root is mounted on is shared (${advice})`]);
   });
 
   test('it is enough that "/" is shared', async () => {
@@ -50,7 +53,7 @@ describe("shared mounts (rules 3, 5 and 9)", () => {
       syscalls.mount(null, "/", null, syscalls.MS.SHARED, null);
       return switchRoot(path, { methods: ["pivot", "chroot"] }).rejected.map(({ message }) => message);
     }, `${base}/root`);
-    expect(ruledOut).toEqual(['the mount at "/" is shared']);
+    expect(ruledOut).toEqual([`the mount at "/" is shared (${advice})`]);
   });
 
   test('it is enough that "/" is mounted on a shared mount, which no mount table shows', async () => {
@@ -62,9 +65,9 @@ describe("shared mounts (rules 3, 5 and 9)", () => {
       switchRoot(path, { methods: ["move"] });
       syscalls.fchdir(below);
       syscalls.mount(null, ".", null, syscalls.MS.SHARED, null);
-      return switchRoot("/sub", { methods: ["pivot", "chroot"] }).rejected.map(({ message }) => message);
+      return switchRoot("/sub", { methods: ["pivot", "detached"] }).rejected.map(({ message }) => message);
     }, base);
-    expect(ruledOut).toEqual(['the mount that "/" is mounted on is shared']);
+    expect(ruledOut).toEqual(['the mount that "/" is mounted on is shared, and no path leads there (use the method "detached")']);
   });
 
   for (const name of ["root", "below", "root/sub"]) {

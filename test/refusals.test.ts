@@ -122,6 +122,15 @@ describe("bad input is refused with a clear error, before anything has changed (
 });
 
 describe("a method is ruled out", () => {
+  test("in a shared mount namespace: the message says how to get one of one's own", async () => {
+    const refusal = await child(refuse, { path: `${base}/root`, options: { methods: ["pivot"] } }, { prefix: [] });
+    if (!("error" in refusal)) throw new Error("it switched");
+    expect(refusal.error.message).toMatch(/the mount namespace is shared: process \d+ \(\S+\) lives in it too/);
+    expect(refusal.error.message).toContain(
+      "(for one of its own call enterMountNamespace() first of all in the program, or start it by 'unshare --mount' directly in front of it: a launcher in between, such as npx or 'bun run', shares it)",
+    );
+  });
+
   const setpriv = (capabilities: string): string[] => ["setpriv", `--bounding-set=${capabilities}`, `--inh-caps=${capabilities}`];
 
   test("without CAP_SYS_ADMIN: chroot is what is left", async () => {
@@ -146,7 +155,12 @@ describe("a method is ruled out", () => {
       "detached no-cap-sys-admin",
       "chroot no-cap-sys-chroot",
     ]);
-    expect(refusal.error.message).toContain("this process does not have CAP_SYS_ADMIN");
+    // It is root already.
+    for (const capability of ["SYS_ADMIN", "SYS_CHROOT"]) {
+      expect(refusal.error.message).toContain(
+        `this process does not have CAP_${capability} (in a container: '--cap-add ${capability}', or take a user namespace: enterMountNamespace({ user: true }) in a program, 'mounttree run --user' as a command)`,
+      );
+    }
   });
 
   test("for an ordinary user: the same", async () => {
@@ -158,6 +172,7 @@ describe("a method is ruled out", () => {
       ...Array(3).fill("no-cap-sys-admin"),
       "no-cap-sys-chroot",
     ]);
+    expect(refusal.error.message).toContain("this process does not have CAP_SYS_ADMIN (be root, or take a user namespace: ");
     expect(refusal.unchanged).toBe(true);
   });
 
