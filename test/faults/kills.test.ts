@@ -93,6 +93,7 @@ describe.each(kills)("$name, of a $kind", ({ kind, record, start }) => {
     const calls = await record(firstPlace);
     const killed = someOf(calls, 3, seed);
     console.log(`${killed.length} kills`);
+    expect(killed.length).toBeGreaterThan(0);
     const complaints: string[] = [];
     await inPlaces(killed, async (call, place) => {
       const root = rootOf(place, kind);
