@@ -1,4 +1,4 @@
-/** The mount table's parser: any bytes are entries, field by field what they should be, or an error that names the first line that is none. */
+/** The mount table's parser: bytes of every kind are entries, field by field what they should be, or an error that names the first line that is none. */
 import { expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import fc from "fast-check";
