@@ -2,7 +2,6 @@
  * Replacing this process by a command that then has what it would have had if Bun had not been in between.
  */
 import {
-  AT,
   CLOSE_RANGE,
   close,
   close_range,
@@ -14,6 +13,7 @@ import {
   limitOfFiles,
   O,
   open,
+  openat,
   type PathLike,
   pathText,
   readDirectory,
@@ -48,13 +48,13 @@ export function prepareExec(keepDescriptors: boolean): Prepared {
     }
   }
   if (keepDescriptors) keepInherited();
-  else if (!closeOnExec()) for (const fd of descriptors()) fcntl(fd, F.SETFD, FD_CLOEXEC);
-  return { keepDescriptors, limit };
+  return { closeOthers: keepDescriptors ? undefined : closeOnExec(), limit };
 }
 
 /** What is left for the moment before execve(2). */
 export interface Prepared {
-  readonly keepDescriptors: boolean;
+  /** Marks the descriptors above 2 close-on-exec; undefined if the command gets them. */
+  readonly closeOthers: (() => void) | undefined;
   /** The soft limit of open files that the command gets. Until then Bun's higher one may be needed. */
   readonly limit: number | undefined;
 }
@@ -80,33 +80,48 @@ function readSoftLimitOfFiles(pid: number): number | undefined {
   }
 }
 
-/** False where the kernel cannot: Linux before 5.11. */
-function closeOnExec(): boolean {
+/** Marks the descriptors above 2 close-on-exec, and returns how that is done again where there may be no /proc. */
+function closeOnExec(): () => void {
+  const close = () => close_range(3, 0xffff_ffff, CLOSE_RANGE.CLOEXEC);
   try {
-    close_range(3, 0xffff_ffff, CLOSE_RANGE.CLOEXEC);
-    return true;
+    close();
+    return close;
   } catch (error) {
-    if (isRefusal(error, "ENOSYS", "EINVAL")) return false;
-    throw error;
+    // Linux before 5.11.
+    if (!isRefusal(error, "ENOSYS", "EINVAL")) throw error;
   }
+  const listing = openDescriptors();
+  const closeEach = () => {
+    for (const fd of descriptors(listing)) fcntl(fd, F.SETFD, FD_CLOEXEC);
+  };
+  closeEach();
+  return closeEach;
 }
 
 /** Bun marks what it inherits close-on-exec. Its own descriptors are an epoll instance and an eventfd: those stay marked. */
 function keepInherited(): void {
-  for (const fd of descriptors()) {
-    const target = pathText(readlinkat(AT.FDCWD, `/proc/self/fd/${fd}`));
+  const listing = openDescriptors();
+  for (const fd of descriptors(listing)) {
+    const target = pathText(readlinkat(listing, `${fd}`));
     if (!/^anon_inode:\[event(poll|fd)\]$/.test(target)) fcntl(fd, F.SETFD, 0);
   }
+  close(listing);
 }
 
-/** The open descriptors above 2. */
-function descriptors(): number[] {
-  const directory = open("/proc/self/fd", O.RDONLY | O.DIRECTORY | O.CLOEXEC);
+/** The listing of the open descriptors. It stays what it is when the root changes. */
+function openDescriptors(): number {
+  return open("/proc/self/fd", O.RDONLY | O.DIRECTORY | O.CLOEXEC);
+}
+
+/** The open descriptors above 2, but for the listing itself. */
+function descriptors(listing: number): number[] {
+  // A new look, which begins at the first.
+  const look = openat(listing, ".", O.RDONLY | O.DIRECTORY | O.CLOEXEC);
   try {
-    const all = readDirectory(directory).map(Number);
-    return all.filter((fd) => fd > 2 && fd !== directory);
+    const all = readDirectory(look).map(Number);
+    return all.filter((fd) => fd > 2 && fd !== listing && fd !== look);
   } finally {
-    close(directory);
+    close(look);
   }
 }
 
@@ -127,9 +142,9 @@ export class ExecError extends Error {
  * @param prepared What {@link prepareExec} returned.
  * @throws ExecError if there is no such command, or it cannot be executed.
  */
-export function exec(command: readonly [PathLike, ...PathLike[]], { keepDescriptors, limit }: Prepared): never {
+export function exec(command: readonly [PathLike, ...PathLike[]], { closeOthers, limit }: Prepared): never {
   // Once more: what other threads of Bun have opened in between need not be close-on-exec.
-  if (!keepDescriptors) closeOnExec();
+  closeOthers?.();
   if (limit !== undefined && limit < limitOfFiles(0).soft) limitOfFiles(0, limit);
   try {
     return execvp(command);

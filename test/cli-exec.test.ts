@@ -4,7 +4,17 @@ import { describe, expect, test } from "bun:test";
 import { chmodSync, closeSync, cpSync, mkdirSync, openSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { F, fcntl, O } from "../syscalls.ts";
-import { bothWays, type Finished, makeRoot, run, scratchDirectory, shell, userland, watchMountTable } from "./compiled.ts";
+import {
+  bothWays,
+  checkout,
+  type Finished,
+  makeRoot,
+  run,
+  scratchDirectory,
+  shell,
+  userland,
+  watchMountTable,
+} from "./compiled.ts";
 
 const scratch = scratchDirectory();
 const ways = await bothWays(scratch);
@@ -212,3 +222,31 @@ for (const { name, command: mounttree } of ways) {
     });
   });
 }
+
+describe("what is opened between prepareExec() and exec()", () => {
+  const program = join(scratch, "between.ts");
+  writeFileSync(
+    program,
+    `import { exec, prepareExec } from "${checkout}/exec.ts";
+     import { chdir, chroot, open, O } from "${checkout}/syscalls.ts";
+     const prepared = prepareExec(process.argv[3] === "keep");
+     if (open("/etc/passwd", O.RDONLY) < 3) throw new Error("no descriptor is open");
+     // Where there is no /proc.
+     chroot(process.argv[2]!);
+     chdir("/");
+     exec(["sh", "-c", "test ! -e /proc/self && for fd in 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do (: <&$fd) 2>/dev/null && echo $fd; done; :"], prepared);
+    `,
+  );
+  const missing = ["strace", "-qq", "-o", "/dev/null", "-e", "inject=close_range:error=ENOSYS"];
+
+  for (const [kernel, prefix] of [
+    ["", []],
+    [", before Linux 5.11", missing],
+  ] as const) {
+    test(`is closed${kernel}`, async () => {
+      expect(await run([...prefix, process.execPath, program, bare])).toMatchObject({ status: 0, stdout: "", stderr: "" });
+      const kept = await run([...prefix, process.execPath, program, bare, "keep"]);
+      expect(kept).toMatchObject({ status: 0, stdout: expect.stringMatching(/^\d+\n$/), stderr: "" });
+    });
+  }
+});
