@@ -1,7 +1,7 @@
 /** What is measured inside of processes: each function prepares its peers, lets them take turns, and reports a part of the table. */
 import { mkdirSync } from "node:fs";
 import { mountOf } from "../mountinfo.ts";
-import { combine, type Measured, Peer, type PeerOptions, type Task, takeTurns } from "./peers.ts";
+import { combine, type Measured, median, Peer, type PeerOptions, type Task, takeTurns } from "./peers.ts";
 import type { Beside, Report, Row } from "./report.ts";
 
 /** What was found, and made, for the measurements. */
@@ -126,6 +126,24 @@ function leaks(report: Report, what: string, before: readonly number[], after: r
       `memory ${mebibytes(memory)} -> ${mebibytes(memoryAfter)} MiB (${growth.toFixed(1)} %, limit ${growthLimit} %)`,
     mountsAfter <= mounts && descriptorsAfter <= descriptors && threadsAfter <= threads && growth <= growthLimit,
   );
+}
+
+/** What a program gets that switches once: nothing is compiled yet. */
+export async function firstSwitch(bench: Bench): Promise<void> {
+  const root = newDirectory(bench, "first");
+  bench.report.section(`pivot, the first of a process, ${few} mounts, root on tmpfs`, [
+    "Timed: switchRoot() in a program that runs from its source and has imported mounttree, and its second one.",
+  ]);
+  const first: number[] = [];
+  const second: number[] = [];
+  for (let round = 0; round < 20; round++) {
+    await using peer = new Peer({ root, type: "tmpfs" });
+    first.push(...(await peer.ask("first", 1, root)));
+    second.push(...(await peer.ask("pivot", 1, "stacked")));
+  }
+  const sample = (rounds: number[]): Measured => ({ median: median(rounds), rounds });
+  const beside: Beside = { what: "the second", measured: sample(second), is: "self" };
+  bench.report.rows({ what: "the first pivot", measured: sample(first), beside });
 }
 
 export async function detached(bench: Bench): Promise<void> {

@@ -98,6 +98,11 @@ function again(on: Kernel, how: SwitchRootOptions): number {
   return timed(() => switchRootOn(on, "/self", how));
 }
 
+/** Of a process that has done nothing yet. */
+function first(root: string): number {
+  return timed(() => switchRoot(root, { methods: ["pivot"] }));
+}
+
 function pivot(on: Kernel, putOld: string | undefined): number {
   return again(on, { methods: ["pivot"], putOld: toPutOld(putOld) });
 }
@@ -188,6 +193,7 @@ function spawn(...command: string[]): number {
 }
 
 const commands: Readonly<Record<string, Command>> = {
+  first: (root) => first(textOf(root)),
   pivot: (putOld) => pivot(kernel, putOld),
   "pivot-outside": (putOld) => {
     inside = 0;

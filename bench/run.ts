@@ -13,6 +13,7 @@ import {
   type Bench,
   detached,
   enteringNamespaces,
+  firstSwitch,
   mountTable,
   newNamespaces,
   pivotAgainAndAgain,
@@ -28,6 +29,7 @@ const parts: Readonly<Record<string, (bench: Bench) => Promise<void>>> = {
     await pivotAgainAndAgain(bench, "bind");
     await pivotAgainAndAgain(bench, "tmpfs");
   },
+  first: firstSwitch,
   detached,
   namespaces: newNamespaces,
   switches: switchesByMounts,

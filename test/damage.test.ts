@@ -464,4 +464,32 @@ describe("a move, which detaches what is mounted on the old root", () => {
     const outcome = await child(moveWhile, { path: base, place: onOldRoot, change: "symlink" });
     expect(outcome).toEqual({ method: "move", mounts: ["/", "/inner"], onOldRoot: 2 });
   });
+
+  test("gives up where what is mounted there is renamed each time that it is looked for, and says that it is too late to undo", async () => {
+    const look = ({ path, place }: { path: string; place: string }) => {
+      fs.mkdirSync(`${place}/holder`, { recursive: true });
+      syscalls.mount("other", `${place}/holder`, "tmpfs", 0, null);
+      fs.mkdirSync(`${path}/root/inside`, { recursive: true });
+      let looks = 0;
+      const openat2: typeof syscalls.openat2 = (dirfd, name, how) => {
+        if (syscalls.pathText(name) !== `${place}/holder`.slice(1)) return syscalls.openat2(dirfd, name, how);
+        looks++;
+        throw new syscalls.SyscallError("openat2", 2);
+      };
+      try {
+        return switchRootOn({ ...syscalls.kernel, openat2 }, `${path}/root`, { methods: ["move"] }).method;
+      } catch (error) {
+        return { ...describeError(error), looks, root: fs.readdirSync("/") };
+      }
+    };
+    // What else is mounted on the old root, its /proc for one, has been detached by then.
+    expect(await child(look, { path: base, place: onOldRoot })).toMatchObject({
+      switched: true,
+      phase: "detach",
+      reason: "not-verified",
+      message: expect.stringContaining(`'${onOldRoot}/holder' is still mounted on the old root: it is renamed all the time`),
+      looks: 100,
+      root: ["inside"],
+    });
+  });
 });
