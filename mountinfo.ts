@@ -204,7 +204,7 @@ export function readMounts(
   first: MountFilter | undefined,
   size = 16384,
 ): void {
-  let block = new Uint8Array(size);
+  let block = takeBlock(size);
   const line = newLine();
   for (let length = 0; ; ) {
     const count = more(length === 0 ? block : block.subarray(length));
@@ -212,7 +212,7 @@ export function readMounts(
     // The kernel gives a page at a time: as many are parsed together as fit.
     if (count > 0 && length <= block.length - 8192) continue;
     const parsed = parseLines(line, block, length, count === 0, mounts, first);
-    if (parsed === -1 || count === 0) return;
+    if (parsed === -1 || count === 0) break;
     if (parsed === 0) {
       const larger = new Uint8Array(block.length * 2);
       larger.set(block);
@@ -222,6 +222,17 @@ export function readMounts(
       length -= parsed;
     }
   }
+  spare = block;
+}
+
+/** Memory that was not used before costs a page fault for every 4 kB, and these four would be most of reading a small table. */
+let spare: Uint8Array | undefined;
+
+function takeBlock(size: number): Uint8Array {
+  const block = spare?.length === size ? spare : new Uint8Array(size);
+  // A filter that reads the table in the middle of this reading gets one of its own.
+  spare = undefined;
+  return block;
 }
 
 const space = 0x20;

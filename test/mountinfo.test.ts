@@ -20,6 +20,7 @@ import {
   parentsFilter,
   parseMountInfo,
   prefixFilter,
+  readMounts,
   singleEntryFilter,
 } from "../mountinfo.ts";
 import { close, MNT, MS, mount, O, open, SyscallError, umount2 } from "../syscalls.ts";
@@ -182,6 +183,35 @@ describe("parsing", () => {
     });
     expect(seen).toEqual([1, 2, 3]);
     expect(picked.map(({ id }) => id)).toEqual([1, 3]);
+  });
+});
+
+describe("reading", () => {
+  /** The lines of a table, as read(2) would give them at once. */
+  const reading = (lines: string[]): ((into: Uint8Array) => number) => {
+    let rest = lines.join("");
+    return (into) => {
+      const { written } = new TextEncoder().encodeInto(rest, into);
+      rest = "";
+      return written;
+    };
+  };
+  const linesBelow = (parent: string): string[] =>
+    ["a", "b", "c"].map((name) => example.replace("/mnt1", parent).replace("parent", name));
+
+  test("a filter that reads a table itself does not change what is still to be read", () => {
+    const seen: string[] = [];
+    const first: MountFilter = ({ root, mountPoint }) => {
+      seen.push(`${root} ${mountPoint}`);
+      const others: MountInfo[] = [];
+      readMounts(reading(linesBelow("/inner")), others, undefined);
+      seen.push(...others.map((each) => `${each.root} ${each.mountPoint}`));
+      return false;
+    };
+    // Twice: the memory of the first reading is there to be used again.
+    for (const filter of [undefined, first]) readMounts(reading(linesBelow("/outer")), [], filter);
+    const inner = ["/inner /mnt/a", "/inner /mnt/b", "/inner /mnt/c"];
+    expect(seen).toEqual(["/outer /mnt/a", ...inner, "/outer /mnt/b", ...inner, "/outer /mnt/c", ...inner]);
   });
 });
 
