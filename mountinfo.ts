@@ -260,6 +260,7 @@ function parseLines(
 ): number {
   line.bytes = bytes;
   line.buffer = Buffer.from(bytes.buffer, bytes.byteOffset, length);
+  line.words = new DataView(bytes.buffer, bytes.byteOffset, length);
   line.start = 0;
   line.tailLength = -1;
   const ends: number[] = [];
@@ -303,6 +304,7 @@ function newLine(): Line {
   return {
     bytes: new Uint8Array(0),
     buffer: Buffer.alloc(0),
+    words: new DataView(new ArrayBuffer(0)),
     start: 0,
     end: 0,
     number: 0,
@@ -323,8 +325,9 @@ function newLine(): Line {
 /** The line that is parsed, and what the lines have in common. */
 interface Line {
   bytes: Uint8Array;
-  /** The same memory. */
+  /** The same memory, to make strings of, and to compare four bytes at once. */
   buffer: Buffer;
+  words: DataView;
   start: number;
   end: number;
   number: number;
@@ -383,10 +386,12 @@ function refuseField(line: Line, fields: object): never {
 }
 
 /** Whether the last line's tail stands at an offset as well, up to the end of the line. */
-function isTail({ bytes, tailStart, tailLength }: Line, start: number, length: number): boolean {
+function isTail({ bytes, words, tailStart, tailLength }: Line, start: number, length: number): boolean {
   const end = start + tailLength;
   if (tailLength === -1 || end >= length || bytes[end] !== newline) return false;
-  for (let at = 0; at < tailLength; at++) if (bytes[start + at] !== bytes[tailStart + at]) return false;
+  let at = 0;
+  for (; at <= tailLength - 4; at += 4) if (words.getInt32(start + at) !== words.getInt32(tailStart + at)) return false;
+  for (; at < tailLength; at++) if (bytes[start + at] !== bytes[tailStart + at]) return false;
   return true;
 }
 

@@ -174,6 +174,18 @@ describe("parsing", () => {
     expect(error.message).toBe(`mountinfo line 1: ${reason}: '${line}'`);
   });
 
+  test("what follows the mount point is that of its own line, where it differs from the line before in one letter", () => {
+    for (const end of ["", "a", "ab", "abc"]) {
+      const line = `36 35 98:0 /mnt1 /mnt rw,noatime master:1 - ext3 /dev/root rw,errors=${end}\n`;
+      for (let at = line.indexOf(" rw"); at < line.length; at++) {
+        const other = `${line.slice(0, at)}2${line.slice(at + 1)}`;
+        // A blank is what tells the fields apart, and "master" is a name.
+        if (/[^a-z0-9]/.test(line[at] ?? "") || !other.includes("master:")) continue;
+        expect(parseMountInfo(line + other + line)).toEqual([only(line), only(other), only(line)]);
+      }
+    }
+  });
+
   test("the filter sees each entry in order and picks", () => {
     const text = [1, 2, 3].map((id) => `${id} 0 0:1 / /m${id} rw - tmpfs none rw\n`).join("");
     const seen: number[] = [];
