@@ -92,7 +92,7 @@ function closeOnExec(): () => void {
   }
   const listing = openDescriptors();
   const closeEach = () => {
-    for (const fd of descriptors(listing)) fcntl(fd, F.SETFD, FD_CLOEXEC);
+    for (const fd of descriptors(listing)) unlessClosed(() => fcntl(fd, F.SETFD, FD_CLOEXEC));
   };
   closeEach();
   return closeEach;
@@ -101,11 +101,25 @@ function closeOnExec(): () => void {
 /** Bun marks what it inherits close-on-exec. Its own descriptors are an epoll instance and an eventfd: those stay marked. */
 function keepInherited(): void {
   const listing = openDescriptors();
-  for (const fd of descriptors(listing)) {
-    const target = pathText(readlinkat(listing, `${fd}`));
-    if (!/^anon_inode:\[event(poll|fd)\]$/.test(target)) fcntl(fd, F.SETFD, 0);
+  try {
+    for (const fd of descriptors(listing)) {
+      unlessClosed(() => {
+        const target = pathText(readlinkat(listing, `${fd}`));
+        if (!/^anon_inode:\[event(poll|fd)\]$/.test(target)) fcntl(fd, F.SETFD, 0);
+      });
+    }
+  } finally {
+    close(listing);
   }
-  close(listing);
+}
+
+/** Another thread may have closed the descriptor since it was listed. */
+function unlessClosed(action: () => void): void {
+  try {
+    action();
+  } catch (error) {
+    if (!isRefusal(error, "EBADF", "ENOENT")) throw error;
+  }
 }
 
 /** The listing of the open descriptors. It stays what it is when the root changes. */

@@ -222,7 +222,7 @@ export function readMounts(
       length -= parsed;
     }
   }
-  spare = block;
+  if (block.length === size) spare = block;
 }
 
 /** Memory that was not used before costs a page fault for every 4 kB, and these four would be most of reading a small table. */

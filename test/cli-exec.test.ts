@@ -249,4 +249,19 @@ describe("what is opened between prepareExec() and exec()", () => {
       expect(kept).toMatchObject({ status: 0, stdout: expect.stringMatching(/^\d+\n$/), stderr: "" });
     });
   }
+
+  test("may be closed by another thread while it is looked at", async () => {
+    const racing = join(scratch, "racing.ts");
+    writeFileSync(
+      racing,
+      `import { exec, prepareExec } from "${checkout}/exec.ts";
+       const loop = 'const fs = require("node:fs"); postMessage(0); for (;;) for (const fd of [1, 2, 3, 4].map(() => fs.openSync("/etc/passwd"))) fs.closeSync(fd);';
+       const worker = new Worker(URL.createObjectURL(new Blob([loop])));
+       await new Promise((resolve) => worker.addEventListener("message", resolve));
+       for (let i = 0; i < 200; i++) prepareExec(i % 2 === 0);
+       exec(["true"], prepareExec(false));
+      `,
+    );
+    expect(await run([...missing, process.execPath, racing])).toMatchObject({ status: 0, stderr: "" });
+  });
 });
