@@ -87,8 +87,8 @@ function closeOnExec(): () => void {
     close();
     return close;
   } catch (error) {
-    // Linux before 5.11.
-    if (!isRefusal(error, "ENOSYS", "EINVAL")) throw error;
+    // Linux before 5.11, or a seccomp filter.
+    if (!isRefusal(error, "ENOSYS", "EINVAL", "EPERM")) throw error;
   }
   const listing = openDescriptors();
   const closeEach = () => {

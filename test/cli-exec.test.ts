@@ -234,7 +234,7 @@ describe("what is opened between prepareExec() and exec()", () => {
      // Where there is no /proc.
      chroot(process.argv[2]!);
      chdir("/");
-     exec(["sh", "-c", "test ! -e /proc/self && for fd in 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do (: <&$fd) 2>/dev/null && echo $fd; done; :"], prepared);
+     exec(["bash", "-c", "test ! -e /proc/self && for fd in {3..20}; do (: <&$fd) 2>/dev/null && echo $fd; done; :"], prepared);
     `,
   );
   const missing = ["strace", "-qq", "-o", "/dev/null", "-e", "inject=close_range:error=ENOSYS"];
