@@ -354,7 +354,7 @@ export async function mountTable(bench: Bench): Promise<void> {
     );
     const starter = c ?? bun;
     const table = asking(bun, "table", 1);
-    // A program between the two, in either order: the second is faster than the first.
+    // As a rule a program has its turn between the two: the second is faster right after the first.
     const once = await takeTurns(
       { most: 20, seconds: 10 },
       {
