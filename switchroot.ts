@@ -790,7 +790,11 @@ function halfWay(path: PathLike, failure: Failure, rejected: readonly RejectedMe
 }
 
 function noneLeft(path: PathLike, failure: Failure | undefined, rejected: readonly RejectedMethod[]): SwitchRootError {
-  const reasons = rejected.map(({ method, message }) => `${method}: ${message}`).join("; ");
+  // What rules out several methods is said once.
+  const byMessage = [...Map.groupBy(rejected, ({ message }) => message)];
+  const reasons = byMessage
+    .map(([message, those]) => `${those.map(({ method }) => method).join(" and ")}: ${message}`)
+    .join("; ");
   const main = rejected.find(({ method }) => method === failure?.method) ?? rejected[0];
   return new SwitchRootError(`cannot switch the root to '${pathText(path)}': ${reasons}`, {
     ...(failure ?? { phase: "checks", cause: main?.error }),

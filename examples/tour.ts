@@ -85,7 +85,8 @@ async function inside(): Promise<void> {
 
   heading("What it took");
   for (const [what, microseconds] of took) console.log(`${microseconds.toFixed(0).padStart(6)} µs  ${what}`);
-  console.log(`\nswitchRoot, the first one in this process, made these calls (µs):\n  ${calls.join(", ")}`);
+  console.log("\nMost of switchRoot's time is the loading and compiling of what is called for the first time in this process.");
+  console.log(`Its calls that change something (µs):\n  ${calls.join(", ")}`);
 }
 
 /** /usr, and /bin, /lib and the like, which are links into it on most systems, and directories on others. */

@@ -337,9 +337,7 @@ for (const { name, command: mounttree } of ways) {
 
       test("nothing weaker is taken than what was asked for, and the error says what is wrong", async () => {
         const { status, stdout, stderr } = await chrooted(mountPoint);
-        expect(stderr).toMatch(
-          /^mounttree: cannot switch the root to .*: pivot: this process was chrooted: .*; move: this process was chrooted/,
-        );
+        expect(stderr).toMatch(/^mounttree: cannot switch the root to .*: pivot and move: this process was chrooted: [^;]*$/);
         expect({ status, stdout }).toEqual({ status: 125, stdout: "" });
       });
 

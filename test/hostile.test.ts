@@ -107,7 +107,7 @@ for (const { name, command: mounttree } of ways) {
       mkdirSync(planted, { recursive: true });
       plant(planted, "/marker");
       const { stdout, stderr } = await shellApart(script, [jail, log, planted, ...mounttree, "run", ...userland, root, "true"]);
-      expect(stderr).toContain("pivot: this process was chrooted");
+      expect(stderr).toContain("pivot and move: this process was chrooted");
       expect(stdout).toStartWith("ended with 125\n");
       expect(stdout).toContain("\nplanted.ts\n");
       expect(stdout).not.toContain("\nmarker\n");
