@@ -72,13 +72,22 @@ function attempt({ methods, putOld }: Plan): Reply {
     outcome = { error: describeError(error) };
   }
   const changes = board.changes - before;
-  const left = outcome.method === "move" ? countMounts(oldRoot) - countVisible() : 0;
+  const left = outcome.method === "move" ? countLeft(oldRoot) : 0;
   return { ...outcome, table, left, changes, closed: identity("/..") === identity("/"), threads: countThreads() };
 }
 
 function identity(of: string): string {
   const { ino, devMinor, mountId } = statx(AT.FDCWD, of, 0, STATX.BASIC_STATS | STATX.MNT_ID_UNIQUE);
   return `${devMinor}:${ino}:${mountId}`;
+}
+
+/** How many mounts there are below a root that are not below "/". On "/" itself the racer's may go just now: all are counted before and after. */
+function countLeft(oldRoot: bigint): number {
+  for (;;) {
+    const all = countMounts(oldRoot);
+    const left = all - countVisible();
+    if (countMounts(oldRoot) === all) return left;
+  }
 }
 
 /** The mounts that the table has, which are those below "/". */
