@@ -444,7 +444,13 @@ const arrive: Step = {
 const listOthers: Step = {
   phase: "list",
   run: (on) => {
-    on.others = othersOf(mountTable(on.proc), mountIdOf(on.oldRoot.fd), mountIdOf(top(on).fd));
+    const table = mountTable(on.proc);
+    const oldRoot = mountIdOf(on.oldRoot.fd);
+    const newRoot = mountIdOf(top(on).fd);
+    // It would have to be moved onto itself.
+    const isThere = table.some(({ id, parentId, mountPoint }) => id === newRoot && parentId === oldRoot && mountPoint === "/");
+    if (isThere) throw new NotVerified('the new root is mounted over "/" already');
+    on.others = othersOf(table, oldRoot, newRoot);
     // A locked one would have to stay, and by then others are gone: better to find it now.
     for (const mount of on.others) refuseLocked(on.kernel, mount);
   },

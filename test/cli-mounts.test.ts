@@ -416,6 +416,14 @@ for (const { name, command: mounttree } of ways) {
       }
     });
 
+    test("ROOT can be /, if something is mounted: the copy of it is entered, but not by move, which would have to go from / to /", async () => {
+      const script = `cd /; "$@" run --tmpfs /mnt / sh -c 'echo "$PWD"; grep -c " / / " /proc/self/mountinfo; grep -o " /mnt .* tmpfs " /proc/self/mountinfo'
+        "$@" run --method move --tmpfs /mnt / true || echo "status $?"`;
+      const { stdout, stderr } = await shellApart(script, mounttree);
+      expect(stdout).toMatch(/^\/\n1\n \/mnt .*\nstatus 125\n$/);
+      expect(stderr).toContain('move: list: the new root is mounted over "/" already');
+    });
+
     test("move is refused, and undone, where something is mounted over /", async () => {
       const script = `root=$1; shift; mount --bind / /
         "$@" run --method move --ro-bind /usr /usr "$root" true || echo "status $?"
