@@ -224,7 +224,7 @@ const attempts = runsOf(
 function statusesOfRun({ root, mounts, directory, line }: RunRequest): readonly number[] {
   if (["missing", "file"].includes(text(root)) || mounts.some(({ source }) => source === "missing")) return [125];
   // Where there is no userland there is no program: it is not found, or cannot be executed. "/" has one, and becomes "/" if something is mounted.
-  const isHere = resolve("/", text(root)) === "/" && text(root).startsWith("/");
+  const isHere = resolve(scratch, "command", text(root)) === "/";
   if (isHere && mounts.length > 0 && line.length === 1 && line[0] === "/bin/sh") return [0, 125];
   if (!mounts.some(({ source }) => source === "/usr")) return [125, 126, 127];
   return [directory === "missing" ? 125 : (ends[line.map(text).join(" ")] ?? -1)];
