@@ -9,8 +9,8 @@
  *
  * Symbols are looked up in `libc.so.6` and nowhere else: for a library that the
  * loader does not find, Bun tries the name in the current directory, and musl's
- * loader answers to the glibc name as well. All calls go through syscall(2) with
- * their numbers, but for execvp(3): not every libc wraps them all.
+ * loader answers to the glibc name as well. All system calls are made by their
+ * numbers, without libc, see {@link machineCode}.
  */
 import type { FFIFunction, Library, Pointer } from "bun:ffi";
 import type { Reason } from "./reasons.ts";
@@ -279,71 +279,125 @@ function decodeAny(bytes: Uint8Array): string {
 
 // System calls are called by their numbers, which stand where they are used; from 424 on they are the same everywhere.
 
-/** What is called of libc; every libc has these. Bound together: to bind a second time takes half as long as the first. */
-const functions = {
-  // "cstring" takes numbers and arrays, as "ptr" does, and strings besides.
-  syscall: { args: ["i64", "cstring", "cstring", "cstring", "cstring", "cstring"], returns: "i32" },
-  __errno_location: { args: [], returns: "ptr" },
-  execvp: { args: ["cstring", "ptr"], returns: "i32" },
-  strdup: { args: ["cstring"], returns: "ptr" },
-} as const satisfies Record<string, FFIFunction>;
+/**
+ * Two functions in machine code, for what `bun:ffi` does not have: errno(3). By the time that it is read, by a second call, the engine may
+ * have made calls of its own, and what failed of these stands there. Where there is no /proc that is ENOENT, as soon as the engine asks
+ * /proc/self/statm how much memory it has.
+ *
+ * - `syscall(number, ...)` makes a system call with up to five arguments, and returns what the kernel returns: if it fails, `-errno`.
+ * - `errnoOf(function, __errno_location, ...)` calls a function of libc that fails, with two arguments, and returns `-errno`.
+ *
+ *     x86-64                                                 arm64
+ *     syscall:  mov rax, rdi    mov rdi, rsi  mov rsi, rdx   syscall:  mov x8, x0   mov x0, x1  mov x1, x2  mov x2, x3
+ *               mov rdx, rcx    mov r10, r8   mov r8, r9               mov x3, x4   mov x4, x5  mov x5, xzr
+ *               xor r9d, r9d    syscall       ret                      svc #0       ret
+ *     errnoOf:  push rbx        mov rbx, rsi  mov rax, rdi   errnoOf:  stp x29, x30, [sp, #-32]!  str x19, [sp, #16]
+ *               mov rdi, rdx    mov rsi, rcx                           mov x19, x1  mov x9, x0  mov x0, x2  mov x1, x3
+ *               call rax        call rbx                               blr x9       blr x19
+ *               mov eax, [rax]  neg eax                                ldr w0, [x0] neg w0, w0
+ *               pop rbx         ret                                    ldr x19, [sp, #16]  ldp x29, x30, [sp], #32  ret
+ */
+function machineCode(): { words: readonly number[]; littleEndian: boolean; errnoOf: number } {
+  if (arm) {
+    const call = [0xaa0003e8, 0xaa0103e0, 0xaa0203e1, 0xaa0303e2, 0xaa0403e3, 0xaa0503e4, 0xaa1f03e5, 0xd4000001, 0xd65f03c0];
+    const save = [0xa9be7bfd, 0xf9000bf3, 0xaa0103f3, 0xaa0003e9, 0xaa0203e0, 0xaa0303e1];
+    const ask = [0xd63f0120, 0xd63f0260, 0xb9400000, 0x4b0003e0, 0xf9400bf3, 0xa8c27bfd, 0xd65f03c0];
+    return { words: [...call, ...save, ...ask], littleEndian: true, errnoOf: 36 };
+  }
+  const call = [0x4889f848, 0x89f74889, 0xd64889ca, 0x4d89c24d, 0x89c84531, 0xc90f05c3];
+  const ask = [0x534889f3, 0x4889f848, 0x89d74889, 0xceffd0ff, 0xd38b00f7, 0xd85bc390];
+  return { words: [...call, ...ask], littleEndian: false, errnoOf: 24 };
+}
 
 /** What {@link toPath} gives, as `bun:ffi` wants it. */
 type CString = string | Uint8Array<ArrayBuffer>;
 
-type Libc = Library<typeof functions>["symbols"];
-let libc: Libc | undefined;
+/** All that is called. "cstring" takes numbers and arrays, as "ptr" does, and strings besides. */
+interface Native {
+  /** Returns `-errno` if it fails. Numbers go over as they are, a string as a pointer to its UTF-8 with a NUL behind it, an array as a pointer to its bytes; what is left out is 0. */
+  syscall(number: number, ...args: readonly (number | string | Uint8Array | null)[]): number;
+  /** Returns `-errno`. */
+  execvp(file: CString, argv: Uint8Array): number;
+  strdup(string: CString): Pointer | null;
+}
+let native: Native | undefined;
 
 /**
  * What `bun:ffi` is made of, as long as Bun shows it; otherwise `bun:ffi`, which wraps it in a module of JavaScript. To evaluate that takes
  * every program that imports it 0.2 to 0.4 ms, a start of the command a twentieth of its time.
  */
-type Ffi = Pick<typeof import("bun:ffi"), "dlopen" | "read">;
-let ffi: Ffi | undefined;
+type Ffi = Pick<typeof import("bun:ffi"), "dlopen" | "linkSymbols" | "toArrayBuffer">;
 
 function loadFfi(): Ffi {
   const { FFI } = Bun as { FFI?: Ffi };
   return FFI?.dlopen === undefined ? require("bun:ffi") : FFI;
 }
 
-/** dlopen(3) of libc, and a function for each of these symbols. */
-function symbolsOfLibc<Functions extends Record<string, FFIFunction>>(symbols: Functions): Library<Functions>["symbols"] {
-  ffi ??= loadFfi();
-  const library: Library<Functions> | Error = ffi.dlopen("libc.so.6", symbols);
-  // The wrapped one returns what the module would throw.
+/** A function for each of these symbols. The wrapped ones return what the module would throw. */
+function symbolsOf<Functions extends Record<string, FFIFunction>>(
+  library: Library<Functions> | Error,
+): Library<Functions>["symbols"] {
   if (library instanceof Error) throw library;
   return library.symbols;
 }
 
-function bind(): Libc {
+const ENOMEM = 12;
+
+/** Every libc has these. Bound together: to bind a second time takes half as long as the first. */
+function bind(): Native {
   if (process.platform !== "linux" || (arch !== "x64" && !arm)) {
     const message = `mounttree needs Linux on x86-64 or arm64; this is ${process.platform} on ${arch}`;
     throw Object.assign(new Error(message), { code: "ERR_UNSUPPORTED_PLATFORM" });
   }
-  return symbolsOfLibc(functions);
+  const ffi = loadFfi();
+  const libc = symbolsOf(
+    ffi.dlopen("libc.so.6", {
+      mmap: { args: ["ptr", "i64", "i32", "i32", "i32", "i64"], returns: "ptr" },
+      mprotect: { args: ["ptr", "i64", "i32"], returns: "i32" },
+      strdup: { args: ["cstring"], returns: "ptr" },
+      execvp: { args: [], returns: "i32" },
+      __errno_location: { args: [], returns: "ptr" },
+    }),
+  );
+  const [PROT_READ, PROT_WRITE, PROT_EXEC] = [1, 2, 4];
+  const MAP_PRIVATE_ANONYMOUS = 0x22;
+  const { words, littleEndian, errnoOf } = machineCode();
+  const length = 4 * words.length;
+  const page = libc.mmap(null, length, PROT_READ | PROT_WRITE, MAP_PRIVATE_ANONYMOUS, -1, 0) as Pointer;
+  // MAP_FAILED is -1, the largest of all.
+  if (page > Number.MAX_SAFE_INTEGER) throw new SyscallError("mmap", ENOMEM);
+  const view = new DataView(ffi.toArrayBuffer(page, 0, length));
+  let at = 0;
+  for (const word of words) {
+    view.setUint32(at, word, littleEndian);
+    at += 4;
+  }
+  // Where memory may not become executable, there is no `bun:ffi` either. The kernel sees to the instruction cache.
+  if (libc.mprotect(page, length, PROT_READ | PROT_EXEC) !== 0) throw new Error("the kernel allows no new executable memory");
+  const own = symbolsOf(
+    ffi.linkSymbols({
+      syscall: { ptr: page, args: ["i64", "cstring", "cstring", "cstring", "cstring", "cstring"], returns: "i32" },
+      errnoOf: { ptr: (page + errnoOf) as Pointer, args: ["ptr", "ptr", "cstring", "ptr"], returns: "i32" },
+    }),
+  );
+  const addressOf = (symbol: unknown) => (symbol as { readonly ptr: Pointer }).ptr;
+  return {
+    syscall: own.syscall as unknown as Native["syscall"],
+    execvp: (file, argv) => own.errnoOf(addressOf(libc.execvp), addressOf(libc.__errno_location), file as never, argv),
+    strdup: libc.strdup as unknown as Native["strdup"],
+  };
 }
 
-/**
- * syscall(2): returns what the call returns, or -1 with errno set. Numbers go over as they are, a string as a pointer to its
- * UTF-8 with a NUL behind it, an array as a pointer to its bytes; what is left out is 0.
- */
-type Syscall = (number: number, ...args: readonly (number | string | Uint8Array | null)[]) => number;
-
 /** Binds itself at the first call, in place: a function in between would be called often enough to be compiled. */
-let syscall: Syscall = (number, ...args) => {
-  libc ??= bind();
-  syscall = libc.syscall as unknown as Syscall;
+let syscall: Native["syscall"] = (number, ...args) => {
+  native ??= bind();
+  syscall = native.syscall;
   return syscall(number, ...args);
 };
 
-/** Reads this thread's errno, which has to happen before anything else is called. */
-function lastErrno(): number {
-  return ffi?.read.i32(libc?.__errno_location() as Pointer, 0) ?? 0;
-}
-
-function fail(syscall: string, path?: PathLike | null, dest?: PathLike | null): never {
-  const errno = lastErrno();
-  throw new SyscallError(syscall, errno, path == null ? undefined : pathText(path), dest == null ? undefined : pathText(dest));
+/** @param result What the call returned: `-errno`. */
+function fail(result: number, syscall: string, path?: PathLike | null, dest?: PathLike | null): never {
+  throw new SyscallError(syscall, -result, path == null ? undefined : pathText(path), dest == null ? undefined : pathText(dest));
 }
 
 // --- Structs: written and read here and nowhere else, little-endian.
@@ -371,13 +425,13 @@ function allocate(): Scratch {
 /** open(2), by way of openat(2). Returns the descriptor. */
 export function open(path: PathLike, flags: number, mode = 0): number {
   const fd = syscall(arm ? 56 : 257, AT.FDCWD, toPath(path), flags, mode);
-  return fd === -1 ? fail("open", path) : fd;
+  return fd < 0 ? fail(fd, "open", path) : fd;
 }
 
 /** openat(2). Returns the descriptor. */
 export function openat(dirfd: number, path: PathLike, flags: number, mode = 0): number {
   const fd = syscall(arm ? 56 : 257, dirfd, toPath(path), flags, mode);
-  return fd === -1 ? fail("openat", path) : fd;
+  return fd < 0 ? fail(fd, "openat", path) : fd;
 }
 
 /** openat2(2), Linux 5.6. Returns the descriptor. */
@@ -390,24 +444,25 @@ export function openat2(dirfd: number, path: PathLike, how: { flags: number; mod
   view.setUint32(8, how.mode ?? 0, true);
   view.setUint32(16, how.resolve, true);
   const fd = syscall(437, dirfd, name, bytes, 24);
-  return fd === -1 ? fail("openat2", path) : fd;
+  return fd < 0 ? fail(fd, "openat2", path) : fd;
 }
 
 /** close(2). The descriptor is gone even when this throws. */
 export function close(fd: number): void {
-  if (syscall(arm ? 57 : 3, fd) === -1) fail("close");
+  const result = syscall(arm ? 57 : 3, fd);
+  if (result < 0) fail(result, "close");
 }
 
 /** read(2) into `into`. Returns the number of bytes, 0 at the end. */
 export function read(fd: number, into: Uint8Array): number {
   const count = syscall(arm ? 63 : 0, fd, into, into.length);
-  return count === -1 ? fail("read") : count;
+  return count < 0 ? fail(count, "read") : count;
 }
 
 /** write(2). Returns the number of bytes that were taken. */
 export function write(fd: number, bytes: Uint8Array): number {
   const count = syscall(arm ? 64 : 1, fd, bytes, bytes.length);
-  return count === -1 ? fail("write") : count;
+  return count < 0 ? fail(count, "write") : count;
 }
 
 /** Reads a whole file, of a size not known before (as everything in proc(5)). */
@@ -436,7 +491,7 @@ export function readFile(path: PathLike, dirfd: number = AT.FDCWD): Uint8Array {
 export function memfd_create(name: string): number {
   const MFD_CLOEXEC = 1;
   const fd = syscall(arm ? 279 : 319, toText(name, "name"), MFD_CLOEXEC);
-  return fd === -1 ? fail("memfd_create", name) : fd;
+  return fd < 0 ? fail(fd, "memfd_create", name) : fd;
 }
 
 /** readlinkat(2): the link's bytes. */
@@ -444,24 +499,25 @@ export function readlinkat(dirfd: number, path: PathLike): Uint8Array {
   const name = toPath(path);
   const { bytes } = memory ?? allocate();
   const length = syscall(arm ? 78 : 267, dirfd, name, bytes, 8192);
-  return length === -1 ? fail("readlinkat", path) : bytes.slice(0, length);
+  return length < 0 ? fail(length, "readlinkat", path) : bytes.slice(0, length);
 }
 
 /** mkdirat(2). */
 export function mkdirat(dirfd: number, path: PathLike, mode: number): void {
-  if (syscall(arm ? 34 : 258, dirfd, toPath(path), mode) === -1) fail("mkdirat", path);
+  const result = syscall(arm ? 34 : 258, dirfd, toPath(path), mode);
+  if (result < 0) fail(result, "mkdirat", path);
 }
 
 /** symlinkat(2). Names that are not UTF-8 are not for this one. */
 export function symlinkat(target: string, dirfd: number, path: string): void {
-  if (syscall(arm ? 36 : 266, toText(target, "target"), dirfd, toText(path, "path")) === -1) {
-    fail("symlinkat", target, path);
-  }
+  const result = syscall(arm ? 36 : 266, toText(target, "target"), dirfd, toText(path, "path"));
+  if (result < 0) fail(result, "symlinkat", target, path);
 }
 
 /** unlinkat(2); `AT.REMOVEDIR` makes it rmdir(2). */
 export function unlinkat(dirfd: number, path: PathLike, flags: number): void {
-  if (syscall(arm ? 35 : 263, dirfd, toPath(path), flags) === -1) fail("unlinkat", path);
+  const result = syscall(arm ? 35 : 263, dirfd, toPath(path), flags);
+  if (result < 0) fail(result, "unlinkat", path);
 }
 
 /** getdents64(2) until the end: the names in a directory, `.` and `..` left out. The descriptor must be at its start. */
@@ -470,7 +526,7 @@ export function readDirectory(fd: number): string[] {
   const names: string[] = [];
   for (;;) {
     const length = syscall(arm ? 61 : 217, fd, bytes, bytes.length);
-    if (length === -1) fail("getdents64");
+    if (length < 0) fail(length, "getdents64");
     if (length === 0) return names;
     for (let at = 0; at < length; at += view.getUint16(at + 16, true)) {
       const name = decode(bytes.subarray(at + 19, bytes.indexOf(0, at + 19)));
@@ -499,7 +555,8 @@ export interface Statx {
 export function statx(dirfd: number, path: PathLike, flags: number, mask: number): Statx {
   const name = path === "" ? path : toPath(path);
   const { bytes, view } = memory ?? allocate();
-  if (syscall(arm ? 291 : 332, dirfd, name, flags, mask, bytes) === -1) fail("statx", path);
+  const result = syscall(arm ? 291 : 332, dirfd, name, flags, mask, bytes);
+  if (result < 0) fail(result, "statx", path);
   return statxFrom(view);
 }
 
@@ -521,7 +578,8 @@ function statxFrom(view: DataView): Statx {
 /** fstatfs(2): the file system's magic number and its mount's flags, which have the values of {@link MS} (but relatime 0x1000, nosymfollow 0x2000). */
 export function fstatfs(fd: number): { type: number; flags: number } {
   const { bytes, view } = memory ?? allocate();
-  if (syscall(arm ? 44 : 138, fd, bytes) === -1) fail("fstatfs");
+  const result = syscall(arm ? 44 : 138, fd, bytes);
+  if (result < 0) fail(result, "fstatfs");
   return { type: view.getUint32(0, true), flags: view.getUint32(80, true) };
 }
 
@@ -538,13 +596,14 @@ export function mount(
   const from = source === null ? null : toPath(source, "source");
   const type = fsType === null ? null : toText(fsType, "fsType");
   const options = data === null ? null : toText(data, "data");
-  if (syscall(arm ? 40 : 165, from, toPath(target, "target"), type, flags, options) === -1)
-    fail("mount", source ?? target, source === null ? null : target);
+  const result = syscall(arm ? 40 : 165, from, toPath(target, "target"), type, flags, options);
+  if (result < 0) fail(result, "mount", source ?? target, source === null ? null : target);
 }
 
 /** umount2(2). */
 export function umount2(target: PathLike, flags: number): void {
-  if (syscall(arm ? 39 : 166, toPath(target, "target"), flags) === -1) fail("umount2", target);
+  const result = syscall(arm ? 39 : 166, toPath(target, "target"), flags);
+  if (result < 0) fail(result, "umount2", target);
 }
 
 /**
@@ -553,25 +612,25 @@ export function umount2(target: PathLike, flags: number): void {
  * @returns The error's number, or 0. EBUSY: it is in use. EAGAIN: it was marked. EINVAL: it is locked, or no mount at all.
  */
 export function tryExpire(target: PathLike, flags = 0): number {
-  return syscall(arm ? 39 : 166, toPath(target, "target"), MNT.EXPIRE | flags) === -1 ? lastErrno() : 0;
+  return -syscall(arm ? 39 : 166, toPath(target, "target"), MNT.EXPIRE | flags);
 }
 
 /** pivot_root(2). */
 export function pivot_root(newRoot: PathLike, putOld: PathLike): void {
   const result = syscall(arm ? 41 : 155, toPath(newRoot, "newRoot"), toPath(putOld, "putOld"));
-  if (result === -1) fail("pivot_root", newRoot, putOld);
+  if (result < 0) fail(result, "pivot_root", newRoot, putOld);
 }
 
 /** open_tree(2), Linux 5.2. Returns the tree's descriptor. */
 export function open_tree(dirfd: number, path: PathLike, flags: number): number {
   const fd = syscall(428, dirfd, path === "" ? path : toPath(path), flags);
-  return fd === -1 ? fail("open_tree", path) : fd;
+  return fd < 0 ? fail(fd, "open_tree", path) : fd;
 }
 
 /** move_mount(2), Linux 5.2. */
 export function move_mount(fromFd: number, from: PathLike, toFd: number, to: PathLike, flags: number): void {
   const result = syscall(429, fromFd, from === "" ? from : toPath(from, "from"), toFd, to === "" ? to : toPath(to, "to"), flags);
-  if (result === -1) fail("move_mount", from, to);
+  if (result < 0) fail(result, "move_mount", from, to);
 }
 
 /** mount_setattr(2), Linux 5.12. `propagation` is one of the propagation types of {@link MS}. */
@@ -588,24 +647,26 @@ export function mount_setattr(
   view.setUint32(0, attributes.set ?? 0, true);
   view.setUint32(8, attributes.clear ?? 0, true);
   view.setUint32(16, attributes.propagation ?? 0, true);
-  if (syscall(442, dirfd, name, flags, bytes, 32) === -1) fail("mount_setattr", path);
+  const result = syscall(442, dirfd, name, flags, bytes, 32);
+  if (result < 0) fail(result, "mount_setattr", path);
 }
 
 /** fsopen(2), Linux 5.2. Returns the file system context's descriptor. */
 export function fsopen(fsType: string, flags: number): number {
   const fd = syscall(430, toText(fsType, "fsType"), flags);
-  return fd === -1 ? fail("fsopen", fsType) : fd;
+  return fd < 0 ? fail(fd, "fsopen", fsType) : fd;
 }
 
 /** fsconfig(2), Linux 5.2. */
 export function fsconfig(fd: number, command: number, key: string | null, value: string | null): void {
-  if (syscall(431, fd, command, key, value, 0) === -1) fail("fsconfig", key, value);
+  const result = syscall(431, fd, command, key, value, 0);
+  if (result < 0) fail(result, "fsconfig", key, value);
 }
 
 /** fsmount(2), Linux 5.2. Returns the mount's descriptor; it is attached nowhere. */
 export function fsmount(fd: number, flags: number, attributes: number): number {
   const mountFd = syscall(432, fd, flags, attributes);
-  return mountFd === -1 ? fail("fsmount") : mountFd;
+  return mountFd < 0 ? fail(mountFd, "fsmount") : mountFd;
 }
 
 /** What {@link statmount} reads. IDs are unique over time, as in STATX_MNT_ID_UNIQUE. */
@@ -621,7 +682,8 @@ export interface Statmount {
 export function statmount(id: bigint): Statmount {
   const { bytes, view, answer } = memory ?? allocate();
   mountIdRequest(view, id, STATMOUNT.MNT_BASIC);
-  if (syscall(457, bytes, answer, answer.length, 0) === -1) fail("statmount");
+  const result = syscall(457, bytes, answer, answer.length, 0);
+  if (result < 0) fail(result, "statmount");
   return {
     id: view.getBigUint64(ANSWER + 40, true),
     parentId: view.getBigUint64(ANSWER + 48, true),
@@ -638,7 +700,7 @@ export function countMounts(id: bigint): number {
   for (;;) {
     mountIdRequest(view, id, last);
     const count = syscall(458, bytes, answer, most, 0);
-    if (count === -1) fail("listmount");
+    if (count < 0) fail(count, "listmount");
     total += count;
     if (count < most) return total;
     last = view.getBigUint64(ANSWER + (count - 1) * 8, true);
@@ -657,7 +719,8 @@ function mountIdRequest(view: DataView, id: bigint, parameter: bigint): void {
 
 /** chdir(2). `process.cwd()` does not notice; use `process.chdir` where it should. */
 export function chdir(path: PathLike): void {
-  if (syscall(arm ? 49 : 80, toPath(path)) === -1) fail("chdir", path);
+  const result = syscall(arm ? 49 : 80, toPath(path));
+  if (result < 0) fail(result, "chdir", path);
 }
 
 /** chdir(2) and getcwd(2), by which `process.cwd()` notices. */
@@ -673,43 +736,47 @@ function chdirOfBun(path: string): void {
 
 /** fchdir(2). */
 export function fchdir(fd: number): void {
-  if (syscall(arm ? 50 : 81, fd) === -1) fail("fchdir");
+  const result = syscall(arm ? 50 : 81, fd);
+  if (result < 0) fail(result, "fchdir");
 }
 
 /** chroot(2). */
 export function chroot(path: PathLike): void {
-  if (syscall(arm ? 51 : 161, toPath(path)) === -1) fail("chroot", path);
+  const result = syscall(arm ? 51 : 161, toPath(path));
+  if (result < 0) fail(result, "chroot", path);
 }
 
 /** unshare(2). It moves the calling thread and no other. */
 export function unshare(flags: number): void {
-  if (syscall(arm ? 97 : 272, flags) === -1) fail("unshare");
+  const result = syscall(arm ? 97 : 272, flags);
+  if (result < 0) fail(result, "unshare");
 }
 
 /** setns(2). */
 export function setns(fd: number, type: number): void {
-  if (syscall(arm ? 268 : 308, fd, type) === -1) fail("setns");
+  const result = syscall(arm ? 268 : 308, fd, type);
+  if (result < 0) fail(result, "setns");
 }
 
 /** ioctl_nsfs(2), NS_GET_USERNS: a descriptor of the user namespace that owns a namespace. EPERM: it is an outer one. */
 export function owningUserNamespace(fd: number): number {
   const NS_GET_USERNS = 0xb701;
   const owner = syscall(arm ? 29 : 16, fd, NS_GET_USERNS);
-  return owner === -1 ? fail("ioctl") : owner;
+  return owner < 0 ? fail(owner, "ioctl") : owner;
 }
 
 /** ioctl_tty(2), TIOCGWINSZ: how many columns a terminal has; undefined if it does not say so, or is no terminal. */
 export function columnsOf(fd: number): number | undefined {
   const TIOCGWINSZ = 0x5413;
   const { bytes, view } = memory ?? allocate();
-  if (syscall(arm ? 29 : 16, fd, TIOCGWINSZ, bytes) === -1) return undefined;
+  if (syscall(arm ? 29 : 16, fd, TIOCGWINSZ, bytes) < 0) return undefined;
   return view.getUint16(2, true) || undefined;
 }
 
 /** kcmp(2) with KCMP_FS: whether two tasks share root, working directory and umask. Numbers are those of this process's PID namespace. */
 export function sharesFs(pid1: number, pid2: number): boolean {
   const result = syscall(arm ? 272 : 312, pid1, pid2, KCMP.FS, 0, 0);
-  return result === -1 ? fail("kcmp") : result === 0;
+  return result < 0 ? fail(result, "kcmp") : result === 0;
 }
 
 /** capget(2): whether a capability is among the effective ones of this thread. */
@@ -729,12 +796,14 @@ function ambient(command: number, capability: number): number {
 
 /** capset(2) and prctl(2): this thread's inheritable and ambient capabilities, which a program that it executes would get, are none. */
 export function dropInheritableCapabilities(): void {
-  if (ambient(PR_CAP_AMBIENT.CLEAR_ALL, 0) === -1) fail("prctl");
+  const cleared = ambient(PR_CAP_AMBIENT.CLEAR_ALL, 0);
+  if (cleared < 0) fail(cleared, "prctl");
   const { bytes, view, answer } = capabilitySets();
   // Two times effective, permitted, inheritable.
   view.setUint32(ANSWER + 8, 0, true);
   view.setUint32(ANSWER + 20, 0, true);
-  if (syscall(arm ? 91 : 126, bytes, answer) === -1) fail("capset");
+  const result = syscall(arm ? 91 : 126, bytes, answer);
+  if (result < 0) fail(result, "capset");
 }
 
 /** capget(2) of this thread, into the answer; the header stays, for capset(2). */
@@ -743,7 +812,8 @@ function capabilitySets(): Scratch {
   const { bytes, view, answer } = scratch;
   view.setUint32(0, 0x20080522, true); // _LINUX_CAPABILITY_VERSION_3
   view.setInt32(4, 0, true);
-  if (syscall(arm ? 90 : 125, bytes, answer) === -1) fail("capget");
+  const result = syscall(arm ? 90 : 125, bytes, answer);
+  if (result < 0) fail(result, "capget");
   return scratch;
 }
 
@@ -769,7 +839,8 @@ function lendToChildren<T>(lent: readonly number[], action: () => T): T {
     }
     capabilitySets();
     answer.set(before);
-    if (syscall(arm ? 91 : 126, bytes, answer) === -1) fail("capset");
+    const result = syscall(arm ? 91 : 126, bytes, answer);
+    if (result < 0) fail(result, "capset");
   }
 }
 
@@ -780,7 +851,8 @@ function lendToChildren<T>(lent: readonly number[], action: () => T): T {
 export function faultsOfChildren(): number {
   const RUSAGE_CHILDREN = -1;
   const { bytes, view } = memory ?? allocate();
-  if (syscall(arm ? 165 : 98, RUSAGE_CHILDREN, bytes) === -1) fail("getrusage");
+  const result = syscall(arm ? 165 : 98, RUSAGE_CHILDREN, bytes);
+  if (result < 0) fail(result, "getrusage");
   return Number(view.getBigUint64(64, true));
 }
 
@@ -788,35 +860,39 @@ export function faultsOfChildren(): number {
 export function threadName(): string {
   const PR_GET_NAME = 16;
   const { bytes } = memory ?? allocate();
-  if (syscall(arm ? 167 : 157, PR_GET_NAME, bytes) === -1) fail("prctl");
+  const result = syscall(arm ? 167 : 157, PR_GET_NAME, bytes);
+  if (result < 0) fail(result, "prctl");
   return decode(bytes.subarray(0, bytes.indexOf(0)));
 }
 
 /** prctl(2) with PR_SET_NAME: 15 bytes of the name are taken. */
 export function setThreadName(name: string): void {
   const PR_SET_NAME = 15;
-  if (syscall(arm ? 167 : 157, PR_SET_NAME, toText(name, "name")) === -1) fail("prctl");
+  const result = syscall(arm ? 167 : 157, PR_SET_NAME, toText(name, "name"));
+  if (result < 0) fail(result, "prctl");
 }
 
 /** fcntl(2) with a command that takes a number: `F.GETFD`, `F.SETFD`, `F.GETFL`, `F.SETFL`, `F.DUPFD_CLOEXEC`. Returns what the command does. */
 export function fcntl(fd: number, command: number, argument = 0): number {
   const result = syscall(arm ? 25 : 72, fd, command, argument);
-  return result === -1 ? fail("fcntl") : result;
+  return result < 0 ? fail(result, "fcntl") : result;
 }
 
 /** Whether a descriptor is open. */
 export function isOpen(fd: number): boolean {
-  return syscall(arm ? 25 : 72, fd, F.GETFD) !== -1;
+  return syscall(arm ? 25 : 72, fd, F.GETFD) >= 0;
 }
 
 /** dup3(2): `to` becomes another descriptor of what `from` is one of; what it was before is closed. */
 export function dup3(from: number, to: number, flags: number): void {
-  if (syscall(arm ? 24 : 292, from, to, flags) === -1) fail("dup3");
+  const result = syscall(arm ? 24 : 292, from, to, flags);
+  if (result < 0) fail(result, "dup3");
 }
 
 /** close_range(2), Linux 5.9, with `CLOSE_RANGE.CLOEXEC` 5.11. */
 export function close_range(first: number, last: number, flags: number): void {
-  if (syscall(436, first, last, flags) === -1) fail("close_range");
+  const result = syscall(436, first, last, flags);
+  if (result < 0) fail(result, "close_range");
 }
 
 /** rt_sigaction(2): a signal's disposition becomes the default one. */
@@ -824,7 +900,8 @@ export function resetSignal(signal: number): void {
   const { bytes } = memory ?? allocate();
   // struct sigaction: SIG_DFL is 0.
   bytes.fill(0, 0, 32);
-  if (syscall(arm ? 134 : 13, signal, bytes, null, 8) === -1) fail("rt_sigaction");
+  const result = syscall(arm ? 134 : 13, signal, bytes, null, 8);
+  if (result < 0) fail(result, "rt_sigaction");
 }
 
 /**
@@ -836,7 +913,8 @@ export function resetSignal(signal: number): void {
 export function limitOfFiles(pid: number, soft?: number): { soft: number; hard: number } {
   const RLIMIT_NOFILE = 7;
   const { bytes, view } = memory ?? allocate();
-  if (syscall(arm ? 261 : 302, pid, RLIMIT_NOFILE, null, bytes) === -1) fail("prlimit");
+  const got = syscall(arm ? 261 : 302, pid, RLIMIT_NOFILE, null, bytes);
+  if (got < 0) fail(got, "prlimit");
   // RLIM_INFINITY becomes a number that is large enough.
   const limits = {
     soft: view.getUint32(0, true) + view.getUint32(4, true) * 2 ** 32,
@@ -845,7 +923,8 @@ export function limitOfFiles(pid: number, soft?: number): { soft: number; hard: 
   if (soft === undefined) return limits;
   view.setUint32(0, soft, true);
   view.setUint32(4, soft / 2 ** 32, true);
-  if (syscall(arm ? 261 : 302, pid, RLIMIT_NOFILE, bytes, null) === -1) fail("prlimit");
+  const set = syscall(arm ? 261 : 302, pid, RLIMIT_NOFILE, bytes, null);
+  if (set < 0) fail(set, "prlimit");
   return { soft, hard: limits.hard };
 }
 
@@ -856,9 +935,8 @@ export function limitOfFiles(pid: number, soft?: number): { soft: number; hard: 
  * @param argv The command and its arguments.
  */
 export function execvp(argv: readonly [PathLike, ...PathLike[]]): never {
-  libc ??= bind();
-  libc.execvp(toPath(argv[0], "the command") as CString, pointersTo(argv));
-  return fail("execvp", argv[0]);
+  native ??= bind();
+  return fail(native.execvp(toPath(argv[0], "the command") as CString, pointersTo(argv)), "execvp", argv[0]);
 }
 
 /**
@@ -867,21 +945,19 @@ export function execvp(argv: readonly [PathLike, ...PathLike[]]): never {
  * @param environment All of it, each entry as `NAME=value`.
  */
 export function execve(path: PathLike, argv: readonly PathLike[], environment: readonly PathLike[]): never {
-  libc ??= bind();
-  syscall(arm ? 221 : 59, toPath(path), pointersTo(argv), pointersTo(environment));
-  return fail("execve", path);
+  return fail(syscall(arm ? 221 : 59, toPath(path), pointersTo(argv), pointersTo(environment)), "execve", path);
 }
 
 /** An array of pointers to strings, closed by a NULL. */
 function pointersTo(strings: readonly PathLike[]): Uint8Array<ArrayBuffer> {
-  libc ??= bind();
+  native ??= bind();
   // From 1000 bytes on Bun does not move it.
   const pointers = new DataView(new ArrayBuffer(1024 + 8 * strings.length));
   let at = 0;
   for (const each of strings) {
     // Copied by libc: a string has no address of its own. If execve(2) fails, the copies stay.
-    const string = libc.strdup(toPath(each, "an argument") as CString) as Pointer | null;
-    if (string === null) fail("strdup");
+    const string = native.strdup(toPath(each, "an argument") as CString);
+    if (string === null) throw new SyscallError("strdup", ENOMEM);
     pointers.setUint32(at, string, true);
     pointers.setUint32(at + 4, string / 2 ** 32, true);
     at += 8;
@@ -895,9 +971,10 @@ export function hasChildren(): boolean {
   const WEXITED = 4;
   const WNOWAIT = 0x1000000;
   const __WALL = 0x40000000;
-  if (syscall(arm ? 95 : 247, 0, 0, (memory ?? allocate()).bytes, WEXITED | WNOHANG | WNOWAIT | __WALL) !== -1) return true;
+  const result = syscall(arm ? 95 : 247, 0, 0, (memory ?? allocate()).bytes, WEXITED | WNOHANG | WNOWAIT | __WALL);
+  if (result >= 0) return true;
   const ECHILD = 10;
-  return lastErrno() === ECHILD ? false : fail("waitid");
+  return result === -ECHILD ? false : fail(result, "waitid");
 }
 
 /**
@@ -970,17 +1047,25 @@ export interface UserNamespacePlan {
  */
 export function programOfUserNamespace(fd: number, bytes: number): string {
   return `
-    import { dlopen, ptr, read } from "bun:ffi";
-    const { syscall, __errno_location } = dlopen("libc.so.6", {
-      syscall: { args: ["i64", "cstring", "cstring", "cstring", "cstring", "cstring"], returns: "i32" },
-      __errno_location: { args: [], returns: "ptr" },
+    import { dlopen, linkSymbols, ptr, toArrayBuffer } from "bun:ffi";
+    const { mmap, mprotect } = dlopen("libc.so.6", {
+      mmap: { args: ["ptr", "i64", "i32", "i32", "i32", "i64"], returns: "ptr" },
+      mprotect: { args: ["ptr", "i64", "i32"], returns: "i32" },
+    }).symbols;
+    const { words, littleEndian } = ${JSON.stringify(machineCode())};
+    const page = mmap(null, 4096, 3, 0x22, -1, 0);
+    const code = new DataView(toArrayBuffer(page, 0, 4096));
+    words.forEach((word, index) => code.setUint32(4 * index, word, littleEndian));
+    if (mprotect(page, 4096, 5) !== 0) throw new Error("the kernel allows no new executable memory");
+    const { syscall } = linkSymbols({
+      syscall: { ptr: page, args: ["i64", "cstring", "cstring", "cstring", "cstring", "cstring"], returns: "i32" },
     }).symbols;
     let entered = false;
     let path = "";
     const call = (name, number, ...args) => {
       const result = syscall(number, ...args);
-      if (result !== -1) return result;
-      const errno = read.i32(__errno_location(), 0);
+      if (result >= 0) return result;
+      const errno = -result;
       throw Object.assign(new Error(name + " failed with errno " + errno), { refusal: [name, errno, entered, path] });
     };
 
@@ -1048,13 +1133,15 @@ export function programOfUserNamespace(fd: number, bytes: number): string {
 /** setenv(3), or unsetenv(3) without a value: what a program gets that is executed by {@link execvp}. `process.env` stays as it is. */
 export function setEnvironment(name: string, value?: string): void {
   // Bound only here: the command does without, and has no time to lose.
-  const { setenv, unsetenv } = symbolsOfLibc({
-    setenv: { args: ["cstring", "cstring", "i32"], returns: "i32" },
-    unsetenv: { args: ["cstring"], returns: "i32" },
-  } as const);
+  const { setenv, unsetenv } = symbolsOf(
+    loadFfi().dlopen("libc.so.6", {
+      setenv: { args: ["cstring", "cstring", "i32"], returns: "i32" },
+      unsetenv: { args: ["cstring"], returns: "i32" },
+    }),
+  );
   const text = toText(name, "name") as unknown as CString;
   const result = value === undefined ? unsetenv(text) : setenv(text, toText(value, "value"), 1);
-  if (result === -1) fail(value === undefined ? "unsetenv" : "setenv");
+  if (result !== 0) throw new SyscallError(value === undefined ? "unsetenv" : "setenv", ENOMEM);
 }
 
 /** The calls by which `switchRoot` looks and acts. A test puts a kernel of its own in their place, to make them fail. */

@@ -234,3 +234,19 @@ test("where Bun does not show what bun:ffi is made of, bun:ffi is what is used",
   const found = Bun.spawnSync([process.execPath, "-e", program], { stderr: "pipe" });
   expect(found.stdout.toString() || found.stderr.toString()).toBe("true ENOENT undefined\n");
 });
+
+test("a call's error is the kernel's, whatever calls the engine has made since", () => {
+  fs.writeFileSync(`${base}/root/plain`, "");
+  const program = `
+    const { chroot, execvp, open, tryExpire } = await import("${import.meta.dir}/../syscalls.ts");
+    chroot("${base}/root");
+    const codeOf = (call) => {
+      try { call(); } catch (error) { return error.code; }
+    };
+    console.log(codeOf(() => execvp(["/plain"])), codeOf(() => open("/plain/below", 0)), tryExpire("/plain"));
+  `;
+  // Where there is no /proc, the engine's look at how much memory there is fails, too: here at each allocation.
+  const environment = { ...process.env, BUN_JSC_slowPathAllocsBetweenGCs: "1" };
+  const found = Bun.spawnSync([process.execPath, "-e", program], { env: environment, stderr: "pipe" });
+  expect(found.stdout.toString() || found.stderr.toString()).toBe("EACCES ENOTDIR 22\n");
+});
