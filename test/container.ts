@@ -79,13 +79,14 @@ const needed = [
   ...["chmod", "chown", "stat", "readlink", "realpath", "touch", "truncate", "head", "tail", "wc", "sort", "tr", "cut", "tee"],
   ...["dd", "df", "od", "seq", "sync", "echo", "printf", "test", "pwd", "uname", "nohup", "timeout", "stty", "chroot"],
   ...["mount", "umount", "findmnt", "mountpoint", "unshare", "nsenter", "setpriv", "setsid", "prlimit", "pivot_root"],
-  ...["strace", "jq", "mkfs.ext4"],
+  ...["strace", "jq", "mkfs.ext4", "perl"],
 ];
 const welcome = ["ps", "kill", "find", "cmp", "tty", "script", "losetup", "lsns", "capsh"];
 
 const installedBy: Record<string, string> = {
   strace: "strace",
   jq: "jq",
+  perl: "perl-base",
   mount: "mount",
   umount: "mount",
   "mkfs.ext4": "e2fsprogs",
@@ -118,7 +119,7 @@ async function packImage(directory: string, signal: AbortSignal): Promise<string
     await install([...new Set(missing().map((tool) => installedBy[tool] ?? "util-linux"))], signal);
   }
   if (missing().length > 0) {
-    throw new Error(`the tests need ${missing().join(", ")}: install strace, jq, util-linux, mount, e2fsprogs and coreutils`);
+    throw new Error(`the tests need ${missing().join(", ")}: install strace, jq, perl, util-linux, mount, e2fsprogs and coreutils`);
   }
 
   const root = join(directory, "root");
