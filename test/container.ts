@@ -119,7 +119,9 @@ async function packImage(directory: string, signal: AbortSignal): Promise<string
     await install([...new Set(missing().map((tool) => installedBy[tool] ?? "util-linux"))], signal);
   }
   if (missing().length > 0) {
-    throw new Error(`the tests need ${missing().join(", ")}: install strace, jq, perl, util-linux, mount, e2fsprogs and coreutils`);
+    throw new Error(
+      `the tests need ${missing().join(", ")}: install strace, jq, perl, util-linux, mount, e2fsprogs and coreutils`,
+    );
   }
 
   const root = join(directory, "root");

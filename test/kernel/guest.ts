@@ -2,7 +2,7 @@
  * What run.ts runs in its machine, on the initramfs and on a tmpfs that was moved into. Before Linux 6.8 a mount has no unique ID, and
  * there is no statmount(2): the package's older ways are in use here, and nothing stands in for them.
  */
-import { afterAll, beforeAll, beforeEach, describe, expect, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import * as fs from "node:fs";
 import { checkRoot } from "../../checkroot.ts";
 import * as mounts from "../../mount.ts";
@@ -32,14 +32,11 @@ beforeAll(() => {
   fs.writeSync(1, `@@ kernel ${release()} ${process.arch}\n`);
 });
 afterAll(() => {
+  // Nothing is left in the root, whatever happened.
+  expect(fs.readdirSync(root).sort()).toEqual(["bin", "dev", "lib", "lib64", "marker", "proc", "sub", "usr"]);
   for (const name of ["usr", "proc"]) syscalls.umount2(`${root}/${name}`, 0);
   fs.rmSync(base, { recursive: true });
   expect(fs.readFileSync("/proc/self/mountinfo", "utf8")).toBe(mountsBefore);
-});
-
-/** Nothing is left in the root, whatever happened. */
-beforeEach(() => {
-  expect(fs.readdirSync(root).sort()).toEqual(["bin", "dev", "lib", "lib64", "marker", "proc", "sub", "usr"]);
 });
 
 /** All that a program sees that went on after a switch. */

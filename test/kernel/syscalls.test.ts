@@ -22,7 +22,8 @@ function wholeLines(log: string): string[] {
       begun.set(pid, first);
       return [];
     }
-    return [rest.replace(/^<\.\.\. \w+ resumed>/, () => begun.get(pid) ?? "")];
+    // The second part is filled up with spaces.
+    return [rest.replace(/^<\.\.\. \w+ resumed>/, () => begun.get(pid) ?? "").replace(/\) += /, ") = ")];
   });
 }
 
