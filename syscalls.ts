@@ -312,10 +312,15 @@ function machineCode(): { words: readonly number[]; littleEndian: boolean; errno
 /** What {@link toPath} gives, as `bun:ffi` wants it. */
 type CString = string | Uint8Array<ArrayBuffer>;
 
-/** All that is called. "cstring" takes numbers and arrays, as "ptr" does, and strings besides. */
+/**
+ * A system call by its number, with up to five arguments: returns what the kernel returns, `-errno` if it fails. Numbers go over as they
+ * are, a string as a pointer to its UTF-8 with a NUL behind it, an array as a pointer to its bytes; what is left out is 0.
+ */
+export type Syscall = (number: number, ...args: readonly (number | string | Uint8Array | null)[]) => number;
+
+/** All that is called. */
 interface Native {
-  /** Returns `-errno` if it fails. Numbers go over as they are, a string as a pointer to its UTF-8 with a NUL behind it, an array as a pointer to its bytes; what is left out is 0. */
-  syscall(number: number, ...args: readonly (number | string | Uint8Array | null)[]): number;
+  readonly syscall: Syscall;
   /** Returns `-errno`. */
   execvp(file: CString, argv: Uint8Array): number;
   strdup(string: CString): Pointer | null;
@@ -374,6 +379,7 @@ function bind(): Native {
   }
   // Where memory may not become executable, there is no `bun:ffi` either. The kernel sees to the instruction cache.
   if (libc.mprotect(page, length, PROT_READ | PROT_EXEC) !== 0) throw new Error("the kernel allows no new executable memory");
+  // "cstring" takes numbers and arrays, as "ptr" does, and strings besides.
   const own = symbolsOf(
     ffi.linkSymbols({
       syscall: { ptr: page, args: ["i64", "cstring", "cstring", "cstring", "cstring", "cstring"], returns: "i32" },
@@ -382,14 +388,17 @@ function bind(): Native {
   );
   const addressOf = (symbol: unknown) => (symbol as { readonly ptr: Pointer }).ptr;
   return {
-    syscall: own.syscall as unknown as Native["syscall"],
+    syscall: own.syscall as unknown as Syscall,
     execvp: (file, argv) => own.errnoOf(addressOf(libc.execvp), addressOf(libc.__errno_location), file as never, argv),
     strdup: libc.strdup as unknown as Native["strdup"],
   };
 }
 
-/** Binds itself at the first call, in place: a function in between would be called often enough to be compiled. */
-let syscall: Native["syscall"] = (number, ...args) => {
+/**
+ * {@link Syscall}, for calls that have no function here. Binds itself at the first call, in place: a function in between would be called
+ * often enough to be compiled.
+ */
+export let syscall: Syscall = (number, ...args) => {
   native ??= bind();
   syscall = native.syscall;
   return syscall(number, ...args);

@@ -1,66 +1,62 @@
 /** What the package has no use for, and who wants to get out of a root has. */
-import { dlopen, ptr, read } from "bun:ffi";
-import { SyscallError } from "../../syscalls.ts";
+import { ptr } from "bun:ffi";
+import { AT, isRefusal, SyscallError, syscall } from "../../syscalls.ts";
 
-const libc = dlopen("libc.so.6", {
-  __errno_location: { args: [], returns: "ptr" },
-  accept: { args: ["i32", "ptr", "ptr"], returns: "i32" },
-  bind: { args: ["i32", "ptr", "u32"], returns: "i32" },
-  connect: { args: ["i32", "ptr", "u32"], returns: "i32" },
-  listen: { args: ["i32", "i32"], returns: "i32" },
-  mknod: { args: ["ptr", "u32", "u64"], returns: "i32" },
-  open_by_handle_at: { args: ["i32", "ptr", "i32"], returns: "i32" },
-  prctl: { args: ["i32", "i64"], returns: "i32" },
-  ptrace: { args: ["i32", "i32", "u64", "u64"], returns: "i64" },
-  recvmsg: { args: ["i32", "ptr", "i32"], returns: "i64" },
-  sendmsg: { args: ["i32", "ptr", "i32"], returns: "i64" },
-  socket: { args: ["i32", "i32", "i32"], returns: "i32" },
-  syscall: { args: ["i64", "i64", "i64"], returns: "i32" },
-  waitpid: { args: ["i32", "ptr", "i32"], returns: "i32" },
-}).symbols;
+/** By their numbers, on x86-64 and on arm64. */
+const numbers = {
+  ...{ accept: [43, 202], bind: [49, 200], connect: [42, 203], listen: [50, 201], socket: [41, 198] },
+  ...{ recvmsg: [47, 212], sendmsg: [46, 211], mknodat: [259, 33], open_by_handle_at: [304, 265] },
+  ...{ prctl: [157, 167], ptrace: [101, 117], wait4: [61, 260], pidfd_open: [434, 434] },
+} as const satisfies Record<string, readonly [number, number]>;
 
-/** What a call returned; if it failed, its errno is thrown, which nothing has changed yet. */
-function succeeded(syscall: string, result: number | bigint): number {
-  if (Number(result) !== -1) return Number(result);
-  const errno = libc.__errno_location();
-  throw new SyscallError(syscall, errno === null ? 0 : read.i32(errno, 0));
+type Name = keyof typeof numbers;
+type Arguments = Parameters<typeof syscall> extends [number, ...infer Rest] ? Rest : never;
+
+function call(name: Name, ...args: Arguments): number {
+  const result = syscall(numbers[name][process.arch === "arm64" ? 1 : 0], ...args);
+  if (result < 0) throw new SyscallError(name, -result);
+  return result;
 }
 
 /** mknod(2) of a block device. */
 export function makeBlockDevice(path: string, device: number): void {
   const S_IFBLK = 0o060000;
-  succeeded("mknod", libc.mknod(Buffer.from(`${path}\0`), S_IFBLK | 0o600, device));
+  call("mknodat", AT.FDCWD, path, S_IFBLK | 0o600, device);
 }
 
 /** pidfd_open(2). */
 export function pidfd_open(pid: number): number {
-  return succeeded("pidfd_open", libc.syscall(434, pid, 0));
+  return call("pidfd_open", pid, 0);
 }
 
 /** open_by_handle_at(2) of the root of an ext4 file system, which has the inode number 2 and the generation 0. */
 export function openRootOfExt4(anyOfIt: number): number {
   const FILEID_INO32_GEN = 1;
   const handle = new Uint32Array([8, FILEID_INO32_GEN, 2, 0]);
-  return succeeded("open_by_handle_at", libc.open_by_handle_at(anyOfIt, handle, 0));
+  return call("open_by_handle_at", anyOfIt, new Uint8Array(handle.buffer), 0);
 }
 
 /** prctl(2): where Yama is, which lets only a parent trace a process, every process of the same user may trace this one all the same. */
 export function allowTracing(): void {
   const [PR_SET_PTRACER, PR_SET_PTRACER_ANY] = [0x59616d61, -1];
-  // Where it is not, this is EINVAL.
-  libc.prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY);
+  try {
+    call("prctl", PR_SET_PTRACER, PR_SET_PTRACER_ANY);
+  } catch (error) {
+    // Where it is not.
+    if (!isRefusal(error, "EINVAL")) throw error;
+  }
 }
 
 /** ptrace(2): stops a process, copies a part of its memory, and lets it go on. */
 export function memoryOf(pid: number, start: number, end: number): Buffer {
   const [PTRACE_PEEKDATA, PTRACE_ATTACH, PTRACE_DETACH] = [2, 16, 17];
   const __WALL = 0x40000000;
-  succeeded("ptrace", libc.ptrace(PTRACE_ATTACH, pid, 0, 0));
-  succeeded("waitpid", libc.waitpid(pid, null, __WALL));
-  const memory = new BigInt64Array((end - start) / 8);
-  for (let at = 0; at < memory.length; at++) memory[at] = libc.ptrace(PTRACE_PEEKDATA, pid, start + at * 8, 0);
-  succeeded("ptrace", libc.ptrace(PTRACE_DETACH, pid, 0, 0));
-  return Buffer.from(memory.buffer);
+  call("ptrace", PTRACE_ATTACH, pid, 0, 0);
+  call("wait4", pid, null, __WALL, null);
+  const memory = new Uint8Array(new ArrayBuffer(Math.max(end - start, 1024)), 0, end - start);
+  for (let at = 0; at < memory.length; at += 8) call("ptrace", PTRACE_PEEKDATA, pid, start + at, memory.subarray(at, at + 8));
+  call("ptrace", PTRACE_DETACH, pid, 0, 0);
+  return Buffer.from(memory);
 }
 
 // --- Unix sockets, unix(7)
@@ -74,21 +70,21 @@ function socketAddress(address: string): Uint8Array {
 
 /** A socket that waits at an address for those who connect. */
 export function listenAt(address: string): number {
-  const socket = succeeded("socket", libc.socket(AF_UNIX, SOCK_STREAM, 0));
+  const socket = call("socket", AF_UNIX, SOCK_STREAM, 0);
   const name = socketAddress(address);
-  succeeded("bind", libc.bind(socket, name, name.length));
-  succeeded("listen", libc.listen(socket, 100));
+  call("bind", socket, name, name.length);
+  call("listen", socket, 100);
   return socket;
 }
 
 export function accept(socket: number): number {
-  return succeeded("accept", libc.accept(socket, null, null));
+  return call("accept", socket, null, null);
 }
 
 export function connectTo(address: string): number {
-  const socket = succeeded("socket", libc.socket(AF_UNIX, SOCK_STREAM, 0));
+  const socket = call("socket", AF_UNIX, SOCK_STREAM, 0);
   const name = socketAddress(address);
-  succeeded("connect", libc.connect(socket, name, name.length));
+  call("connect", socket, name, name.length);
   return socket;
 }
 
@@ -116,12 +112,12 @@ export function sendDescriptor(socket: number, fd: number): void {
   message.setInt32(CONTROL + 8, SOL_SOCKET, true);
   message.setInt32(CONTROL + 12, SCM_RIGHTS, true);
   message.setInt32(DESCRIPTOR, fd, true);
-  succeeded("sendmsg", libc.sendmsg(socket, bytes, 0));
+  call("sendmsg", socket, bytes, 0);
 }
 
 /** recvmsg(2) of what {@link sendDescriptor} sends: the descriptor. */
 export function receiveDescriptor(socket: number): number {
   clearMessage();
-  succeeded("recvmsg", libc.recvmsg(socket, bytes, 0));
+  call("recvmsg", socket, bytes, 0);
   return message.getInt32(DESCRIPTOR, true);
 }

@@ -24,6 +24,7 @@ function fields(value: unknown): Record<string, unknown> {
 }
 
 export const calls: Readonly<Record<string, Traced>> = {
+  syscall: { run: () => syscalls.syscall(434, none, 0), traced: () => [`pidfd_open(${none}, 0) `, "ESRCH"] },
   open: {
     run: () => syscalls.open("/@open", O.PATH | O.DIRECTORY | O.NOFOLLOW | O.CLOEXEC),
     traced: () => ['openat(AT_FDCWD, "/@open", ', "O_PATH", "O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC", "ENOENT"],
