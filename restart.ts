@@ -182,15 +182,12 @@ export function refuseWhatCannotRestart(argv: readonly Uint8Array[]): void {
   if (!isSameFile(firstDirectory, ".")) throw new NamespaceError("working-directory", moved);
   // A compiled program takes its arguments for its own.
   if (Bun.main.startsWith("/$bunfs/")) return;
-  const own = argumentsOfBun(argv);
-  // What BUN_OPTIONS says comes first in execArgv, and is not on the command line.
-  const rest = own.filter((argument) => !flags.includes(argument));
+  const rest = argumentsOfBun(argv);
   if (rest[0] === "test") {
     const message = `${restarted}: bun test would run its files twice; call enterMountNamespace() in a program that the test starts as a child process`;
     throw new NamespaceError("bun-test", message);
   }
-  const at = flags.findIndex((flag) => flag === "--cwd" || flag.startsWith("--cwd="));
-  const directory = flags[at] === "--cwd" ? flags[at + 1] : flags[at]?.slice("--cwd=".length);
+  const directory = directoryIn(flags);
   if (directory !== undefined && !directory.startsWith("/")) {
     const message = `${restarted}: its option --cwd=${directory} is relative, and would be applied twice; make it an absolute path`;
     throw new NamespaceError("relative-cwd", message);
@@ -198,18 +195,35 @@ export function refuseWhatCannotRestart(argv: readonly Uint8Array[]): void {
   if (!isInFirstDirectory(rest)) throw new NamespaceError("working-directory", moved);
 }
 
-/** The command line without the program's name, and without the arguments that are for the script. */
+// All of this is called once, and a closure that is called once costs more than a loop.
+
+/** The command line without the program's name, without Bun's options, and without the arguments that are for the script. */
 function argumentsOfBun(argv: readonly Uint8Array[]): string[] {
   const scripts = process.argv.length - (Bun.main.endsWith("/[eval]") ? 1 : 2);
-  const own: string[] = [];
-  for (let at = 1; at < argv.length - scripts; at++) own.push(pathText(argv[at] ?? ""));
-  return own;
+  // What BUN_OPTIONS says comes first in it, and is not on the command line.
+  const flags = process.execArgv;
+  const rest: string[] = [];
+  for (let at = 1; at < argv.length - scripts; at++) {
+    const argument = pathText(argv[at] ?? "");
+    if (!flags.includes(argument)) rest.push(argument);
+  }
+  return rest;
+}
+
+/** The value of --cwd. */
+function directoryIn(flags: readonly string[]): string | undefined {
+  for (let at = 0; at < flags.length; at++) {
+    if (flags[at] === "--cwd") return flags[at + 1];
+    if (flags[at]?.startsWith("--cwd=")) return flags[at]?.slice("--cwd=".length);
+  }
+  return undefined;
 }
 
 /** The same by the script's name, for a program that imports this after process.chdir(): whether it would be found again. */
 function isInFirstDirectory(rest: readonly string[]): boolean {
   if (Bun.main.endsWith("/[eval]")) return Bun.main === `${process.cwd().replace(/\/$/, "")}/[eval]`;
-  const script = rest.findLast((argument) => !argument.startsWith("-") && argument !== "run");
+  let script: string | undefined;
+  for (const argument of rest) if (!argument.startsWith("-") && argument !== "run") script = argument;
   if (script === undefined || script.startsWith("/")) return true;
   return isSameFile(script, Bun.main) || isSameFile(`${script}${/\.\w+$/.exec(Bun.main)?.[0] ?? ""}`, Bun.main);
 }
@@ -298,7 +312,8 @@ export function inherited(environment: readonly Uint8Array[]): number[] {
     found.push(fd);
   for (let at = 0; at < environment.length; at++) {
     const entry = environment[at];
-    if (entry === undefined || !isNamed(entry, "NODE_CHANNEL_FD")) continue;
+    // Few are looked at: what is called for each of them is compiled, see pointersTo().
+    if (entry?.[0] !== 0x4e || !isNamed(entry, "NODE_CHANNEL_FD")) continue;
     const channel = Number(pathText(entry).slice("NODE_CHANNEL_FD=".length));
     if (isOpen(channel) && !found.includes(channel)) found.push(channel);
   }
@@ -323,7 +338,7 @@ export interface Place {
 
 /** Puts a marker where the second run looks for it. What has that descriptor now gets it back in the end. */
 export function placeMarker(text: string, keep: readonly number[]): Place {
-  const bytes = Buffer.from(text);
+  const bytes = new TextEncoder().encode(text);
   const fd = keep.includes(placeOfMarker) ? placeOfMarker + 1 : placeOfMarker;
   const flags = isOpen(fd) ? fcntl(fd, F.GETFD) : undefined;
   const moved = flags === undefined ? -1 : fcntl(fd, F.DUPFD_CLOEXEC, placeOfMarker + 2);

@@ -964,8 +964,14 @@ function pointersTo(strings: readonly PathLike[]): Uint8Array<ArrayBuffer> {
   const pointers = new DataView(new ArrayBuffer(1024 + 8 * strings.length));
   let at = 0;
   for (const each of strings) {
+    // An environment is bytes, and long: what is called for each of them is compiled, in a thread of its own, for which execve(2) then waits.
+    let terminated: string | Uint8Array;
+    if (each instanceof Uint8Array && !each.includes(0)) {
+      terminated = new Uint8Array(each.length + 1);
+      terminated.set(each);
+    } else terminated = toPath(each, "an argument");
     // Copied by libc: a string has no address of its own. If execve(2) fails, the copies stay.
-    const string = native.strdup(toPath(each, "an argument") as CString);
+    const string = native.strdup(terminated as CString);
     if (string === null) throw new SyscallError("strdup", ENOMEM);
     pointers.setUint32(at, string, true);
     pointers.setUint32(at + 4, string / 2 ** 32, true);
