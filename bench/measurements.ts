@@ -211,6 +211,7 @@ export async function enteringNamespaces(bench: Bench): Promise<void> {
     "enterMountNamespace, first of all in a program that then ends: what it adds to the start of that program",
     [
       "It starts the program once more, with user: true two times; a compiled program that has one thread yet, it does not.",
+      "execve(2) alone: the program executes itself once more, and that is all.",
       '"after a read": asynchronous I/O comes first, and so do its threads.',
     ],
   );
@@ -221,11 +222,12 @@ export async function enteringNamespaces(bench: Bench): Promise<void> {
     ["compiled, after a read", [bench.enterCompiled], "pool"],
   ] as const) {
     const start = (how: string) => asking(starter, "spawn", 1, ...command, how, ...first);
-    const tasks = { none: start("none"), mount: start("mount"), user: start("user") };
+    const tasks = { none: start("none"), exec: start("exec"), mount: start("mount"), user: start("user") };
     await takeTurns(warmUp, tasks);
     const time = await takeTurns({ most: 40, seconds: 15 }, tasks);
     const beside: Beside = { what: "the program without it", measured: time.none, is: "self" };
     bench.report.rows(
+      { what: `${name}: execve(2) alone`, measured: combine(time.exec, time.none, minus), beside },
       { what: name, measured: combine(time.mount, time.none, minus), beside, limit: { times: 1.4 } },
       { what: `${name}, user: true`, measured: combine(time.user, time.none, minus), beside, limit: { times: 2.8 } },
     );
