@@ -3,14 +3,15 @@
  * as the kernel names it, and the constants and structs that go with them.
  *
  * This is the only file that uses `bun:ffi`. A call that fails throws a
- * {@link SyscallError}; a call that the running kernel does not know fails with
+ * {@link SyscallError} (but for {@link syscall}, which makes any, and returns
+ * `-errno`); a call that the running kernel does not know fails with
  * `ENOSYS`, like every other failure. Nothing is loaded before the first call,
  * so importing works on every platform.
  *
  * Symbols are looked up in `libc.so.6` and nowhere else: for a library that the
  * loader does not find, Bun tries the name in the current directory, and musl's
- * loader answers to the glibc name as well. All system calls are made by their
- * numbers, without libc, see {@link machineCode}.
+ * loader answers to the glibc name as well. System calls are made by their
+ * numbers, and not by libc, see {@link machineCode}; but for execvp(3).
  */
 import type { FFIFunction, Library, Pointer } from "bun:ffi";
 import type { Reason } from "./reasons.ts";
@@ -313,8 +314,9 @@ function machineCode(): { words: readonly number[]; littleEndian: boolean; errno
 type CString = string | Uint8Array<ArrayBuffer>;
 
 /**
- * A system call by its number, with up to five arguments: returns what the kernel returns, `-errno` if it fails. Numbers go over as they
- * are, a string as a pointer to its UTF-8 with a NUL behind it, an array as a pointer to its bytes; what is left out is 0.
+ * A system call by its number, with up to five arguments: returns what the kernel returns, `-errno` if it fails. Of what it returns these are
+ * the lower 32 bits: no address and no large offset. Numbers go over as they are, a string as a pointer to its UTF-8 with a NUL behind it,
+ * an array as a pointer to its bytes; what is left out is 0.
  */
 export type Syscall = (number: number, ...args: readonly (number | string | Uint8Array | null)[]) => number;
 
@@ -347,8 +349,9 @@ function symbolsOf<Functions extends Record<string, FFIFunction>>(
 }
 
 const ENOMEM = 12;
+const EINVAL = 22;
 
-/** Every libc has these. Bound together: to bind a second time takes half as long as the first. */
+/** What it binds, every libc has. All at once: it is the first dlopen(3) that takes time, and each further one half of that. */
 function bind(): Native {
   if (process.platform !== "linux" || (arch !== "x64" && !arm)) {
     const message = `mounttree needs Linux on x86-64 or arm64; this is ${process.platform} on ${arch}`;
@@ -360,6 +363,7 @@ function bind(): Native {
       mmap: { args: ["ptr", "i64", "i32", "i32", "i32", "i64"], returns: "ptr" },
       mprotect: { args: ["ptr", "i64", "i32"], returns: "i32" },
       strdup: { args: ["cstring"], returns: "ptr" },
+      // Not called from here: these two are for their addresses.
       execvp: { args: [], returns: "i32" },
       __errno_location: { args: [], returns: "ptr" },
     }),
@@ -370,14 +374,14 @@ function bind(): Native {
   const length = 4 * words.length;
   const page = libc.mmap(null, length, PROT_READ | PROT_WRITE, MAP_PRIVATE_ANONYMOUS, -1, 0) as Pointer;
   // MAP_FAILED is -1, the largest of all.
-  if (page > Number.MAX_SAFE_INTEGER) throw new SyscallError("mmap", ENOMEM);
+  if (page > Number.MAX_SAFE_INTEGER) throw new Error("the kernel gives no memory");
   const view = new DataView(ffi.toArrayBuffer(page, 0, length));
   let at = 0;
   for (const word of words) {
     view.setUint32(at, word, littleEndian);
     at += 4;
   }
-  // Where memory may not become executable, there is no `bun:ffi` either. The kernel sees to the instruction cache.
+  // Where memory may not become executable, there is no `bun:ffi` either. On arm64 it is here that the kernel sees to the instruction cache.
   if (libc.mprotect(page, length, PROT_READ | PROT_EXEC) !== 0) throw new Error("the kernel allows no new executable memory");
   // "cstring" takes numbers and arrays, as "ptr" does, and strings besides.
   const own = symbolsOf(
@@ -621,7 +625,7 @@ export function umount2(target: PathLike, flags: number): void {
  * @returns The error's number, or 0. EBUSY: it is in use. EAGAIN: it was marked. EINVAL: it is locked, or no mount at all.
  */
 export function tryExpire(target: PathLike, flags = 0): number {
-  return -syscall(arm ? 39 : 166, toPath(target, "target"), MNT.EXPIRE | flags);
+  return 0 - syscall(arm ? 39 : 166, toPath(target, "target"), MNT.EXPIRE | flags);
 }
 
 /** pivot_root(2). */
@@ -1069,6 +1073,7 @@ export function programOfUserNamespace(fd: number, bytes: number): string {
     }).symbols;
     const { words, littleEndian } = ${JSON.stringify(machineCode())};
     const page = mmap(null, 4096, 3, 0x22, -1, 0);
+    if (page > Number.MAX_SAFE_INTEGER) throw new Error("the kernel gives no memory");
     const code = new DataView(toArrayBuffer(page, 0, 4096));
     words.forEach((word, index) => code.setUint32(4 * index, word, littleEndian));
     if (mprotect(page, 4096, 5) !== 0) throw new Error("the kernel allows no new executable memory");
@@ -1156,7 +1161,9 @@ export function setEnvironment(name: string, value?: string): void {
   );
   const text = toText(name, "name") as unknown as CString;
   const result = value === undefined ? unsetenv(text) : setenv(text, toText(value, "value"), 1);
-  if (result !== 0) throw new SyscallError(value === undefined ? "unsetenv" : "setenv", ENOMEM);
+  // The two that setenv(3) knows. It is not read, see machineCode().
+  const errno = name === "" || name.includes("=") ? EINVAL : ENOMEM;
+  if (result !== 0) throw new SyscallError(value === undefined ? "unsetenv" : "setenv", errno);
 }
 
 /** The calls by which `switchRoot` looks and acts. A test puts a kernel of its own in their place, to make them fail. */

@@ -52,11 +52,14 @@ export function memoryOf(pid: number, start: number, end: number): Buffer {
   const [PTRACE_PEEKDATA, PTRACE_ATTACH, PTRACE_DETACH] = [2, 16, 17];
   const __WALL = 0x40000000;
   call("ptrace", PTRACE_ATTACH, pid, 0, 0);
-  call("wait4", pid, null, __WALL, null);
-  const memory = new Uint8Array(new ArrayBuffer(Math.max(end - start, 1024)), 0, end - start);
-  for (let at = 0; at < memory.length; at += 8) call("ptrace", PTRACE_PEEKDATA, pid, start + at, memory.subarray(at, at + 8));
-  call("ptrace", PTRACE_DETACH, pid, 0, 0);
-  return Buffer.from(memory);
+  try {
+    call("wait4", pid, null, __WALL, null);
+    const memory = new Uint8Array(new ArrayBuffer(Math.max(end - start, 1024)), 0, end - start);
+    for (let at = 0; at < memory.length; at += 8) call("ptrace", PTRACE_PEEKDATA, pid, start + at, memory.subarray(at, at + 8));
+    return Buffer.from(memory);
+  } finally {
+    call("ptrace", PTRACE_DETACH, pid, 0, 0);
+  }
 }
 
 // --- Unix sockets, unix(7)

@@ -24,7 +24,11 @@ function fields(value: unknown): Record<string, unknown> {
 }
 
 export const calls: Readonly<Record<string, Traced>> = {
-  syscall: { run: () => syscalls.syscall(434, none, 0), traced: () => [`pidfd_open(${none}, 0) `, "ESRCH"] },
+  // It returns -errno. There is no such process.
+  syscall: {
+    run: () => syscalls.syscall(434, 0x7fffffff, 0),
+    traced: (value) => ["pidfd_open(2147483647, 0) ", value === undefined || value === -3 ? "-1 ESRCH" : `it returned ${value}`],
+  },
   open: {
     run: () => syscalls.open("/@open", O.PATH | O.DIRECTORY | O.NOFOLLOW | O.CLOEXEC),
     traced: () => ['openat(AT_FDCWD, "/@open", ', "O_PATH", "O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC", "ENOENT"],

@@ -81,12 +81,13 @@ function identity(of: string): string {
   return `${devMinor}:${ino}:${mountId}`;
 }
 
-/** How many mounts there are below a root that are not below "/". On "/" itself the racer's may go just now: all are counted before and after. */
+/** How many mounts there are below a root that are not below "/". On "/" itself the racer's may come and go just now: then they are counted again. */
 function countLeft(oldRoot: bigint): number {
   for (;;) {
+    const { changes } = board;
     const all = countMounts(oldRoot);
     const left = all - countVisible();
-    if (countMounts(oldRoot) === all) return left;
+    if (countMounts(oldRoot) === all && board.changes === changes) return left;
   }
 }
 
