@@ -1,4 +1,4 @@
-/** Thousands of `mounttree run` leave nothing, and the last one takes no more memory than the first. */
+/** Thousands of `mounttree run` leave nothing, and the last ones take no more memory than the first. */
 import { expect, test } from "bun:test";
 import * as fs from "node:fs";
 import { join } from "node:path";
@@ -36,10 +36,6 @@ async function runOnce(method: string): Promise<number> {
   return (memory ?? Number.NaN) * 1024;
 }
 
-function median(numbers: readonly number[]): number {
-  return numbers.toSorted((one, other) => one - other)[numbers.length >> 1] ?? Number.NaN;
-}
-
 /** What it may leave: a mount namespace ends with its last process, unless it is mounted somewhere. */
 function left(): unknown {
   return { table: mountTable(), processes: processes(), root: fs.readdirSync(root, { recursive: true }).sort() };
@@ -56,9 +52,11 @@ test(`${times} mounttree run leave mounts, processes, and the root where they we
     memory.push(...(await Promise.all([runOnce(method), runOnce(method)])));
   }
   expect(left()).toEqual(before);
-  const part = Math.ceil(times / 10);
-  const [first, last] = [median(memory.slice(0, part)), median(memory.slice(-part))];
-  if (hard) console.log(`${times} runs; the most memory of one, in bytes: ${first} in the first tenth, ${last} in the last`);
-  // Each is a process of its own: the same, but for where the kernel happens to put pages.
-  expect(Math.abs(last - first)).toBeLessThan(1 << 20);
+  // The least of many: by how much one takes more is chance, and it differs from method to method. Much of it is Bun itself, of which more or
+  // less is mapped, by up to a sixth, as the kernel happens to have it in the page cache.
+  const part = amount(500, 25);
+  const [first, last] = [Math.min(...memory.slice(0, part)), Math.min(...memory.slice(-part))];
+  if (hard)
+    console.log(`${times} runs; the most memory of one, in bytes: ${first} in the first ${part}, ${last} in the last, at least`);
+  expect(last).toBeLessThan(1.25 * first);
 }, 1_200_000);
