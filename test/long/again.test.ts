@@ -91,7 +91,7 @@ for (const plan of [
     expect(after.objects - before.objects).toBeLessThan(100);
     expect(after.heap - before.heap).toBeLessThan(128 << 10);
     // Between the medians lie six tenths of the switches. A page for each of 1,800 would be 7 MiB; compiling what has run often takes one or
-    // two, up to some 30,000 switches. After those, 2 MiB are 70 bytes for each of 30,000.
-    expect(after.resident - before.resident).toBeLessThan(plan.first < 10_000 ? 5 << 20 : 2 << 20);
+    // two, up to some 30,000 switches. After those it goes up and down by one, also over 250,000: 3 MiB are 105 bytes for each of 30,000.
+    expect(after.resident - before.resident).toBeLessThan(plan.first < 10_000 ? 5 << 20 : 3 << 20);
   }, 300_000);
 }
